@@ -1,0 +1,7 @@
+"""Label-free 3D instance mapping for ROS 2; start reading at `unscene_ros/pipeline.py`."""
+
+from pkgutil import extend_path
+
+__version__ = "0.1.0"
+# The message generator installs a package of the same name elsewhere: both halves are one package.
+__path__ = extend_path(__path__, __name__)

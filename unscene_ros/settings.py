@@ -1,0 +1,115 @@
+"""YAML or plain dictionaries to the stages' frozen dataclasses, and back; unknown keys are errors.
+
+A default is written once, in the dataclass beside its stage. A file holds the differences only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from unscene_ros.scene import InputError
+
+Config = TypeVar("Config")
+
+
+def from_dict(config_class: type[Config], values: dict[str, Any], section: str = "") -> Config:
+    """Fills a (nested) dataclass from differences to its defaults.
+
+    Raises InputError for an unknown key (naming the nearest one) or a value of a wrong type.
+    """
+    if not isinstance(values, dict):
+        raise InputError(f"setting '{section}': expected a section of keys, got {values!r}")
+    types = typing.get_type_hints(config_class)
+    known = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    filled = {}
+    for key, value in values.items():
+        path = f"{section}.{key}" if section else str(key)
+        if key not in known:
+            near = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.0)
+            prefix = f"{section}." if section else ""
+            hint = f", did you mean '{prefix}{near[0]}'?" if near else ""
+            raise InputError(f"unknown setting '{path}'{hint}")
+        filled[key] = _typed(types[key], value, path)
+    return config_class(**filled)
+
+
+def _typed(wanted: Any, value: Any, path: str) -> Any:
+    """`value` as type `wanted`; an int serves as a float, a list as a tuple."""
+    if dataclasses.is_dataclass(wanted):
+        return from_dict(wanted, value, path)  # type: ignore[arg-type]
+    origin, choices = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is typing.Literal:
+        if value not in choices:
+            allowed = ", ".join(str(choice) for choice in choices)
+            raise InputError(f"setting '{path}': expected one of {allowed}, got {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"setting '{path}': expected a list, got {value!r}")
+        return tuple(_typed(choices[0], item, path) for item in value)
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+        raise InputError(f"setting '{path}': expected {wanted.__name__}, got {value!r}")
+    return value
+
+
+def read_yaml(config_class: type[Config], path: Path) -> Config:
+    """Reads differences to the defaults from a YAML file; raises InputError naming file and key."""
+    return from_dict(config_class, read_yaml_dict(path))
+
+
+def read_yaml_dict(path: Path) -> dict[str, Any]:
+    """The plain dictionary in a YAML file; raises InputError when it is missing or not YAML."""
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"settings file {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"settings file {path}: not valid YAML: {error}") from error
+    if values is not None and not isinstance(values, dict):
+        raise InputError(f"settings file {path}: expected sections of keys, got {values!r}")
+    return values or {}
+
+
+def from_assignments(assignments: list[str]) -> dict[str, Any]:
+    """['fusion.voxel_size_m=0.02'] as a nested dictionary; values are read as YAML."""
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise InputError(f"setting '{assignment}': expected section.key=value")
+        *sections, key = path.split(".")
+        place = values
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[key] = yaml.safe_load(text)
+    return values
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `changes` laid over it, section by section."""
+    result = dict(base)
+    for key, value in changes.items():
+        nested = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if nested else value
+    return result
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """All settings as plain values, ready for YAML or JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def settings_hash(config: Any) -> str:
+    """Twelve hexadecimal digits that change when any setting changes."""
+    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
