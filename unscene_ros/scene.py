@@ -1,8 +1,8 @@
 """The data between the stages: Camera, Frame, Mesh, Segments, Voxels, Instances, Scene.
 
 Frozen dataclasses, checked once when they are made; inside the stages arrays are trusted.
-Shape letters: H, W image; V vertices; F faces; S segments; E neighbour pairs; M voxels; N instances;
-C channels. Positions are metres in the world frame; cameras look along +z, x right, y down.
+Shape letters: H, W image; V vertices; F faces; S segments; E neighbour pairs; M voxels;
+N instances; C channels. Positions are metres in the world frame; cameras look along +z, x right, y down.
 Poses are `a_from_b`: `world_from_camera @ point_in_camera = point_in_world`.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 
 class InputError(Exception):
-    """A user's mistake, told in one sentence: the thing, what was expected, what came, what to do."""
+    """A user's mistake in one sentence: the thing, what was expected, what came, what to do."""
 
 
 def check_array(name: str, array: np.ndarray, shape: tuple[int | None, ...], dtype: type) -> None:
@@ -84,7 +84,7 @@ def check_pose(name: str, pose: np.ndarray) -> None:
     if not np.isfinite(pose).all():
         raise InputError(f"{name}: expected finite values, got NaN or infinity")
     rotation = pose[:3, :3]
-    # 1e-2 lets poses through that were written with few digits; a scaled or mirrored pose is caught.
+    # 1e-2 lets poses through that were written with few digits; scale and mirror are caught.
     rigid = np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-2) and np.linalg.det(rotation) > 0
     if not rigid or not np.allclose(pose[3], (0, 0, 0, 1)):
         raise InputError(f"{name}: expected a rigid transform, got a scaled or mirrored one")
@@ -112,7 +112,7 @@ class Mesh:
         if not np.isfinite(self.vertices).all():
             bad = int((~np.isfinite(self.vertices).all(axis=1)).sum())
             raise InputError(f"Mesh.vertices: expected finite positions, got {bad} that are not")
-        if len(self.faces) and not (0 <= self.faces.min() and self.faces.max() < count):
+        if len(self.faces) and not (self.faces.min() >= 0 and self.faces.max() < count):
             raise InputError(
                 f"Mesh.faces: expected vertex indices 0..{count - 1}, "
                 f"got {self.faces.min()}..{self.faces.max()}"
@@ -145,7 +145,7 @@ class Segments:
         check_array("Segments.of_vertex", self.of_vertex, (None,), np.int32)
         check_array("Segments.neighbors", self.neighbors, (None, 2), np.int32)
         for name, ids in (("of_vertex", self.of_vertex), ("neighbors", self.neighbors)):
-            if ids.size and not (0 <= ids.min() and ids.max() < self.count):
+            if ids.size and not (ids.min() >= 0 and ids.max() < self.count):
                 raise InputError(
                     f"Segments.{name}: expected ids 0..{self.count - 1}, "
                     f"got {ids.min()}..{ids.max()}"
@@ -154,7 +154,10 @@ class Segments:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Voxels:
-    """A mesh as sparse voxels: coordinates (M, 3) int32, features (M, C) float32, of_vertex (V,)."""
+    """A mesh as sparse voxels.
+
+    coordinates (M, 3) int32; features (M, C) float32; of_vertex (V,) int32, the vertex's voxel.
+    """
 
     coordinates: np.ndarray
     features: np.ndarray
