@@ -2,7 +2,8 @@
 
 Frozen dataclasses, checked once when they are made; inside the stages arrays are trusted.
 Shape letters: H, W image; V vertices; F faces; S segments; E neighbour pairs; M voxels;
-N instances; C channels. Positions are metres in the world frame; cameras look along +z, x right, y down.
+N instances; C channels. Positions are metres in the world frame; cameras look along +z, x right,
+y down.
 Poses are `a_from_b`: `world_from_camera @ point_in_camera = point_in_world`.
 """
 
