@@ -1,0 +1,51 @@
+"""START HERE: the order of the stages, from frames to instances with lasting ids.
+
+    frames -> fusion.TsdfVolume -> Mesh                        (with a few keyframes.Keyframes)
+    Mesh   -> oversegmentation.oversegment -> Segments
+           -> segmentation.<segmenter>.segment -> Instances
+           -> tracking.InstanceTracker.update -> track ids
+
+The live nodes, the replay of recordings, training and the demo call these same stages: fusion runs
+at camera rate, the rest on the newest mesh. There is no second inference path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from unscene_ros.fusion import FusionConfig, TsdfVolume
+from unscene_ros.keyframes import KeyframeConfig
+from unscene_ros.oversegmentation import oversegment
+from unscene_ros.scene import Frame, Instances, Mesh, Segments
+from unscene_ros.segmentation import Segmenter, TrainingFreeConfig
+from unscene_ros.tracking import TrackingConfig
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    """One section for each stage; each section's defaults live beside its stage."""
+
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
+    segmentation: TrainingFreeConfig = field(default_factory=TrainingFreeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def build_mesh(frames: Iterable[Frame], config: FusionConfig | None = None) -> Mesh:
+    """Fuses posed RGB-D frames into one mesh in the frames' world."""
+    volume = TsdfVolume(config or FusionConfig())
+    for frame in frames:
+        volume.integrate(frame)
+    return volume.extract_mesh()
+
+
+def segment_mesh(
+    mesh: Mesh, segmenter: Segmenter, keyframes: Sequence[Frame] = ()
+) -> tuple[Segments, Instances]:
+    """Cuts a mesh into segments and groups them into instances.
+
+    keyframes: pictures taken of this mesh, for segmenters that look at images; may be empty.
+    """
+    segments = oversegment(mesh, segmenter.oversegmentation)
+    return segments, segmenter.segment(mesh, segments, keyframes)
