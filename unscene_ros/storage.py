@@ -1,0 +1,227 @@
+"""Files: meshes in (ply, obj, glb, stl, pcd), predictions out and in (mesh.ply, instances.npz).
+
+A file is written whole or not at all. Everything that can be wrong with a file is an InputError.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from unscene_ros.normals import normals_from_faces, normals_from_neighbors
+from unscene_ros.ply import ply_bytes, read_ply
+from unscene_ros.scene import InputError, Instances, Mesh, Segments, check_array
+
+log = logging.getLogger(__name__)
+
+UNKNOWN_COLOR = 128  # one single colour everywhere means that colour is unknown
+MESH_FORMATS = (".ply", ".obj", ".glb", ".stl", ".pcd")
+MESH_FILE, INSTANCES_FILE = "mesh.ply", "instances.npz"
+DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prediction:
+    """What the pipeline says about one place; track_ids (N,) int32, one lasting id an instance."""
+
+    mesh: Mesh
+    segments: Segments
+    instances: Instances
+    track_ids: np.ndarray
+
+    def __post_init__(self) -> None:
+        vertex_count, segment_count = len(self.mesh.vertices), self.segments.count
+        instance_count = len(self.instances.masks)
+        check_array("Prediction.segments", self.segments.of_vertex, (vertex_count,), np.int32)
+        check_array(
+            "Prediction.instances", self.instances.masks, (instance_count, segment_count), np.bool_
+        )
+        check_array("Prediction.track_ids", self.track_ids, (instance_count,), np.int32)
+
+
+def prepare_output_folder(path: Path) -> None:
+    """Makes the folder and proves that a file can be written there; raises InputError if not."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"output folder {path}: cannot be written ({error.strerror}); choose another with -o"
+        ) from error
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes its name only when it is complete; raises InputError."""
+    part = Path(path).with_name(f".{Path(path).name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def read_mesh(path: Path) -> Mesh:
+    """Reads a triangle mesh or a point cloud, in metres.
+
+    Colours that are missing become one mid-grey, normals come from the faces or the neighbours.
+    Vertices that are not finite are dropped with their faces, and a warning is logged.
+    Raises InputError when the file is missing, unreadable, cut short or without a vertex.
+    """
+    mesh = _read_any_mesh(Path(path))
+    if not len(mesh.vertices):
+        raise InputError(f"mesh {path}: expected vertices, got none: is it a mesh or point cloud?")
+    return mesh
+
+
+def _read_any_mesh(path: Path) -> Mesh:
+    """As read_mesh, but a file that says it has no vertices is an empty mesh."""
+    suffix = path.suffix.lower()
+    if suffix not in MESH_FORMATS:
+        raise InputError(f"mesh {path}: expected one of {', '.join(MESH_FORMATS)}, got '{suffix}'")
+    try:
+        with path.open("rb"):
+            parts = read_ply(path) if suffix == ".ply" else _read_with_open3d(path, suffix)
+    except OSError as error:
+        raise InputError(f"mesh {path}: {error.strerror}") from error
+    return _checked_mesh(path, *parts)
+
+
+def _read_with_open3d(path: Path, suffix: str) -> tuple[Any, Any, Any, Any]:
+    """(vertices, faces, colors, normals) as Open3D holds them; empty for an unreadable file."""
+    import open3d as o3d  # a second to import, so only where it is needed
+
+    with o3d.utility.VerbosityContextManager(o3d.utility.VerbosityLevel.Error):
+        if suffix == ".pcd":
+            cloud = o3d.io.read_point_cloud(path)
+            return cloud.points, np.zeros((0, 3), int), cloud.colors, cloud.normals
+        mesh = o3d.io.read_triangle_mesh(path)
+    # obj, glb and stl repeat a vertex for each face or seam: welded, the surface is whole again.
+    mesh.vertex_normals.clear()
+    mesh.remove_duplicated_vertices()
+    return mesh.vertices, mesh.triangles, mesh.vertex_colors, mesh.vertex_normals
+
+
+def _checked_mesh(path: Path, vertices: Any, faces: Any, colors: Any, normals: Any) -> Mesh:
+    """A Mesh from Open3D's double arrays: finite, indices in range, nothing missing."""
+    with np.errstate(over="ignore"):  # too large for a float is not finite, and dropped below
+        vertices, normals = np.asarray(vertices, np.float32), np.asarray(normals, np.float32)
+    faces, colors = np.asarray(faces), np.asarray(colors)
+    if len(faces) and not (faces.min() >= 0 and faces.max() < len(vertices)):
+        raise InputError(
+            f"mesh {path}: expected faces between vertices 0..{len(vertices) - 1}, "
+            f"got {faces.min()}..{faces.max()}"
+        )
+    finite = np.isfinite(vertices).all(axis=1)
+    if not finite.all():
+        log.warning("mesh %s: %d vertices that are not finite dropped", path, (~finite).sum())
+        new_index = np.cumsum(finite) - 1
+        faces = new_index[faces[finite[faces].all(axis=1)]]
+        colors, normals = (part[finite] if len(part) else part for part in (colors, normals))
+        vertices = vertices[finite]
+    faces = faces.astype(np.int32)
+    grey = np.full(vertices.shape, UNKNOWN_COLOR, np.uint8)
+    colors = np.rint(np.clip(colors, 0, 1) * 255).astype(np.uint8) if len(colors) else grey
+    lengths = np.linalg.norm(normals, axis=1)
+    if len(normals) and np.isfinite(lengths).all() and (lengths > 0).all():
+        normals = normals / lengths[:, None]
+    elif len(faces):
+        normals = normals_from_faces(vertices, faces)
+    else:
+        normals = normals_from_neighbors(vertices)
+    return Mesh(vertices, faces, colors, normals)
+
+
+def write_mesh(path: Path, mesh: Mesh) -> None:
+    """Writes a binary PLY with normals and colours; raises InputError when it cannot."""
+    with whole_file(path) as file:
+        file.write(ply_bytes(mesh))
+
+
+def save_prediction(folder: Path, prediction: Prediction) -> None:
+    """Writes mesh.ply and instances.npz into a folder that exists; raises InputError.
+
+    instances.npz: masks (N, ceil(V/8)) uint8, bits packed little end first; scores (N,) float32;
+    class_ids, track_ids (N,) int32; instance_of_vertex, segment_of_vertex (V,) int32, -1 none.
+    """
+    instances, of_vertex = prediction.instances, prediction.segments.of_vertex
+    packed = np.zeros((len(instances.masks), (len(of_vertex) + 7) // 8), np.uint8)
+    for row, mask in zip(packed, instances.masks, strict=True):
+        row[:] = np.packbits(mask[of_vertex], bitorder="little")
+    write_mesh(Path(folder) / MESH_FILE, prediction.mesh)
+    with whole_file(Path(folder) / INSTANCES_FILE) as file:
+        np.savez_compressed(
+            file,
+            masks=packed,
+            scores=instances.scores,
+            class_ids=instances.class_ids,
+            track_ids=prediction.track_ids,
+            instance_of_vertex=instances.of_vertex(prediction.segments),
+            segment_of_vertex=of_vertex,
+        )
+
+
+def load_prediction(folder: Path) -> Prediction:
+    """Reads what save_prediction wrote; raises InputError for what is missing or does not fit.
+
+    Segments are neighbours where an edge of the mesh joins them.
+    """
+    mesh = _read_any_mesh(Path(folder) / MESH_FILE)
+    path = Path(folder) / INSTANCES_FILE
+    arrays = read_arrays(path)
+    vertex_count, instance_count = len(mesh.vertices), len(arrays.get("scores", ()))
+    for name, shape, dtype in (
+        ("masks", (instance_count, (vertex_count + 7) // 8), np.uint8),
+        ("scores", (instance_count,), np.float32),
+        ("class_ids", (instance_count,), np.int32),
+        ("track_ids", (instance_count,), np.int32),
+        ("instance_of_vertex", (vertex_count,), np.int32),
+        ("segment_of_vertex", (vertex_count,), np.int32),
+    ):
+        if name not in arrays:
+            raise InputError(f"{path}: expected an array '{name}', got {', '.join(arrays)}")
+        check_array(f"{path}: {name}", arrays[name], shape, dtype)
+    of_vertex = arrays["segment_of_vertex"]
+    count = int(of_vertex.max(initial=-1)) + 1
+    segments = Segments(of_vertex, _touching(of_vertex, mesh.faces), count)
+    masks = np.zeros((instance_count, count), bool)
+    for mask, packed in zip(masks, arrays["masks"], strict=True):
+        on_vertices = np.unpackbits(packed, count=vertex_count, bitorder="little").astype(bool)
+        mask[of_vertex] = on_vertices
+        if not np.array_equal(mask[of_vertex], on_vertices):
+            raise InputError(f"{path}: expected masks made of whole segments, got a cut segment")
+    instances = Instances(masks, arrays["scores"], arrays["class_ids"])
+    return Prediction(mesh, segments, instances, arrays["track_ids"])
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """All arrays of an npz file; raises InputError when it is missing, damaged or holds objects."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file") from error
+    except (*DAMAGED, AttributeError, TypeError) as error:  # the last two: a single .npy array
+        raise InputError(f"{path}: expected an .npz file of plain arrays: {error}") from error
+
+
+def _touching(of_vertex: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """(E, 2) int32 pairs of segments that a mesh edge joins, once each, smaller id first."""
+    pairs = of_vertex[faces[:, [0, 1, 1, 2, 2, 0]].reshape(-1, 2)]
+    pairs = np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1)
+    return np.unique(pairs, axis=0).reshape(-1, 2).astype(np.int32)
