@@ -1,0 +1,70 @@
+"""Time of over-segmentation: a real scan by ScanNet's rule, growth from 50k to 1M vertices."""
+
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+
+from unscene_ros.normals import normals_from_faces
+from unscene_ros.oversegmentation import OversegmentationConfig, oversegment
+from unscene_ros.scene import Mesh
+
+SCAN = Path(__file__).parents[1] / "data" / "segmentator_oracle.npz"
+GROWTH = (50_000, 100_000, 250_000, 500_000, 1_000_000)
+
+
+def real_scan() -> Mesh:
+    """An office of 85k vertices, fused at 3 cm."""
+    with np.load(SCAN) as scan:
+        vertices, faces, colors = scan["vertices"], scan["faces"], scan["colors"]
+    return Mesh(vertices, faces, colors, normals_from_faces(vertices, faces))
+
+
+def noisy_terrain(count: int) -> Mesh:
+    """About `count` vertices at 4 cm: terraces with sensor noise and mottled patches of paint."""
+    side = round(count**0.5)
+    random = np.random.default_rng(count)
+    y, x = np.mgrid[:side, :side] * np.float32(0.04)
+    heights = 0.3 * np.round(np.sin(2 * x) + np.cos(3 * y)) + random.normal(0, 0.004, x.shape)
+    vertices = np.stack((x, y, heights), axis=-1).reshape(-1, 3).astype(np.float32)
+    index = np.arange(side * side).reshape(side, side)
+    a, b, c, d = index[:-1, :-1], index[:-1, 1:], index[1:, :-1], index[1:, 1:]
+    faces = np.stack((a, b, d, a, d, c), axis=-1).reshape(-1, 3).astype(np.int32)
+    paint = 100 + 60 * np.sign(np.sin(5 * x) * np.cos(4 * y)) + random.normal(0, 8, x.shape)
+    colors = np.repeat(paint.reshape(-1, 1), 3, axis=1).astype(np.uint8)
+    return Mesh(vertices, faces, colors, normals_from_faces(vertices, faces))
+
+
+def seconds(mesh: Mesh, config: OversegmentationConfig, runs: int = 5) -> float:
+    """Median time of one call after compilation."""
+    oversegment(mesh, config)
+    times = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        oversegment(mesh, config)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def row(name: str, value: float, unit: str = "s") -> dict:
+    return {
+        "area": "oversegmentation",
+        "name": name,
+        "value": value,
+        "unit": unit,
+        "peer": None,
+        "peer_value": None,
+        "ratio": None,
+        "runs": 5,
+    }
+
+
+def rows() -> list[dict]:
+    scannet = OversegmentationConfig("scannet", k=0.01, min_vertices=20)
+    result = [row("oversegmentation_scannet_rule_85k_s", seconds(real_scan(), scannet))]
+    taken = {n: seconds(noisy_terrain(n), OversegmentationConfig()) for n in GROWTH}
+    result += [row(f"oversegmentation_{n // 1000}k_s", taken[n]) for n in GROWTH]
+    per_vertex = (taken[GROWTH[-1]] / GROWTH[-1]) / (taken[GROWTH[0]] / GROWTH[0])
+    result.append(row("oversegmentation_time_per_vertex_1000k_over_50k", per_vertex, "times"))
+    return result
