@@ -1,0 +1,44 @@
+"""For machines without ROS 2, `pip install .`; a ROS workspace builds with colcon (package.xml)."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="unscene_ros",
+    version=re.search(r'__version__ = "(.+)"', Path("unscene_ros/__init__.py").read_text())[1],
+    description="Label-free 3D instance mapping: RGB-D frames in, objects and classes out",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.13",
+    package_dir={"": "."},  # an editable install is then one path, which the messages can extend
+    packages=find_packages(include=["unscene_ros", "unscene_ros.*"]),
+    # The versions that were tested are pinned in requirements.txt.
+    install_requires=[
+        "numpy",
+        "scipy",
+        "numba",
+        "scikit-learn",
+        "opencv-python-headless",
+        "open3d-cpu; platform_machine == 'x86_64'",
+        "open3d; platform_machine != 'x86_64'",
+        "rosbags",
+        "pytransform3d",
+        "plotly",
+        "rich",
+        "psutil",
+        "PyYAML",
+    ],
+    extras_require={
+        "learning": ["torch", "transformers", "safetensors"],
+        "test": ["pytest", "pytest-benchmark", "pytest-timeout", "hypothesis", "ruff", "mypy"],
+    },
+    entry_points={
+        "console_scripts": [
+            "unscene = unscene_ros.cli:main",
+            "fusion_node = unscene_ros.nodes.fusion_node:main",
+            "segmentation_node = unscene_ros.nodes.segmentation_node:main",
+            "player_node = unscene_ros.nodes.player_node:main",
+        ]
+    },
+)
