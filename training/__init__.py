@@ -1,0 +1,1 @@
+"""Offline learning and evaluation; imports unscene_ros and is never imported by it."""

@@ -1,0 +1,1 @@
+"""Where scenes to learn from come from: one module per source."""

@@ -1,0 +1,129 @@
+"""A plausible path of a hand-held or robot-borne camera through the free floor of a room.
+
+The camera visits well spread stations, always with some room around it, and turns as it walks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import distance_transform_edt, gaussian_filter1d, label
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import dijkstra
+
+CELL_M = 0.1
+STATIONS = 6
+BODY_HEIGHT_M = 1.9  # whoever carries the camera cannot walk through what is lower than this
+
+
+def plan_trajectory(
+    rng: np.random.Generator, blocked: np.ndarray, corners: np.ndarray, frame_count: int
+) -> np.ndarray:
+    """Camera poses (frame_count, 4, 4) room_from_camera.
+
+    blocked (n, 8): boxes as in `Placed.boxes`, walls included; corners (c, 2): the room's outline.
+    """
+    origin = corners.min(axis=0)
+    cells = np.ceil((corners.max(axis=0) - origin) / CELL_M).astype(int)
+    clearance = _clearance(blocked, origin, cells)
+    free = _walkable(clearance)
+    places = origin + (np.argwhere(free) + 0.5) * CELL_M
+    route = places[_tour(rng, free, clearance)]
+    route = gaussian_filter1d(np.repeat(route, 2, axis=0), 2.0, axis=0, mode="nearest")
+    travelled = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(route, axis=0), axis=1))])
+    at = np.linspace(0, travelled[-1], frame_count)
+    x, y = (np.interp(at, travelled, route[:, axis]) for axis in (0, 1))
+    return _poses(rng, np.stack([x, y], axis=-1))
+
+
+def _clearance(blocked: np.ndarray, origin: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    """(nx, ny) metres from each cell's centre to the nearest obstacle of body height."""
+    low = blocked[(blocked[:, 6] < BODY_HEIGHT_M) & (blocked[:, 7] > 0.1)]
+    grid = np.stack(np.meshgrid(*map(np.arange, cells), indexing="ij"), axis=-1)
+    offset = (origin + (grid + 0.5) * CELL_M)[..., None, :] - low[:, :2]
+    along = offset[..., 0] * low[:, 2] + offset[..., 1] * low[:, 3]
+    across = -offset[..., 0] * low[:, 3] + offset[..., 1] * low[:, 2]
+    hit = (np.abs(along) <= low[:, 4] + CELL_M / 2) & (np.abs(across) <= low[:, 5] + CELL_M / 2)
+    padded = np.pad(~hit.any(axis=-1), 1)
+    return distance_transform_edt(padded)[1:-1, 1:-1] * CELL_M
+
+
+def _walkable(clearance: np.ndarray) -> np.ndarray:
+    """(nx, ny) bool largest connected free floor, as roomy as the furniture allows."""
+    for reach in (0.4, 0.3, 0.2, 0.1):
+        regions, count = label(clearance >= reach)
+        if count:
+            largest = regions == 1 + np.argmax(np.bincount(regions.ravel())[1:])
+            if largest.sum() >= 30:
+                return largest
+    return clearance == clearance.max()
+
+
+def _tour(rng: np.random.Generator, free: np.ndarray, clearance: np.ndarray) -> np.ndarray:
+    """Indices into the free cells, from station to station along shortest paths."""
+    cells = np.argwhere(free)
+    graph = _grid_graph(free, clearance)
+    stations = [int(rng.integers(len(cells)))]
+    nearest = np.full(len(cells), np.inf)
+    for _ in range(STATIONS):
+        nearest = np.minimum(nearest, dijkstra(graph, indices=stations[-1]))
+        nearest[~np.isfinite(nearest)] = 0
+        stations.append(int(np.argmax(nearest)))
+    remaining, route = list(dict.fromkeys(stations[1:])), [stations[1]]
+    remaining.remove(stations[1])
+    while remaining:
+        distances, before = dijkstra(graph, indices=route[-1], return_predecessors=True)
+        target = min(remaining, key=lambda cell: distances[cell])
+        remaining.remove(target)
+        leg = [target]
+        while before[leg[-1]] >= 0 and before[leg[-1]] != route[-1]:
+            leg.append(before[leg[-1]])
+        route += leg[::-1]
+    return np.array(route)
+
+
+def _grid_graph(free: np.ndarray, clearance: np.ndarray) -> coo_matrix:
+    """Costs between touching free cells (eight neighbours), dearer where it is narrow."""
+    number = np.full(np.array(free.shape) + 2, -1)
+    number[1:-1, 1:-1][free] = np.arange(free.sum())
+    inner = number[1:-1, 1:-1]
+    cost = 1 + 0.3 / np.maximum(clearance[free], 0.1)
+    rows, columns, costs = [], [], []
+    for dx, dy in ((1, 0), (0, 1), (1, 1), (1, -1)):
+        other = number[1 + dx : number.shape[0] - 1 + dx, 1 + dy : number.shape[1] - 1 + dy]
+        joined = (inner >= 0) & (other >= 0)
+        a, b = inner[joined], other[joined]
+        rows += [a, b]
+        columns += [b, a]
+        costs += [np.hypot(dx, dy) * (cost[a] + cost[b]) / 2] * 2
+    size = int(free.sum())
+    return coo_matrix(
+        (np.concatenate(costs), (np.concatenate(rows), np.concatenate(columns))), (size, size)
+    ).tocsr()
+
+
+def _poses(rng: np.random.Generator, places: np.ndarray) -> np.ndarray:
+    """Poses at floor places (n, 2): the heading turns all the time, height and tilt waver."""
+    count = len(places)
+
+    def waver(amount: float, smoothness: float) -> np.ndarray:
+        noise = gaussian_filter1d(rng.normal(size=count), smoothness, mode="reflect")
+        return amount * noise * np.sqrt(2 * smoothness * np.sqrt(np.pi))
+
+    turn = np.deg2rad(rng.uniform(16, 22)) * rng.choice((-1, 1)) * np.ones(count)
+    turn[count // 2 :] *= -1 if rng.random() < 0.5 else 1
+    yaw = rng.uniform(0, 2 * np.pi) + np.cumsum(turn) + waver(0.12, 2.0)
+    down = np.deg2rad(rng.uniform(12, 22)) + waver(np.deg2rad(9), 4.0) + waver(0.01, 0.6)
+    roll = waver(np.deg2rad(1.5), 1.0)
+    height = rng.uniform(0.9, 1.6) + waver(0.06, 4.0) + waver(0.01, 0.6)
+
+    forward = np.stack([np.cos(yaw) * np.cos(down), np.sin(yaw) * np.cos(down), -np.sin(down)], -1)
+    right = np.stack([np.sin(yaw), -np.cos(yaw), np.zeros(count)], axis=-1)
+    below = np.cross(forward, right)
+    cos, sin = np.cos(roll)[:, None], np.sin(roll)[:, None]
+    poses = np.tile(np.eye(4), (count, 1, 1))
+    poses[:, :3, 0] = cos * right + sin * below
+    poses[:, :3, 1] = cos * below - sin * right
+    poses[:, :3, 2] = forward
+    poses[:, :2, 3] = places
+    poses[:, 2, 3] = height
+    return poses
