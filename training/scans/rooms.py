@@ -235,7 +235,6 @@ def make_room(seed: int, config: RoomConfig | None = None) -> Room:
     furnish(layout)
 
     corners = np.array([wall.start for wall in shell.walls])
-    middle = np.array([*corners.mean(axis=0), shell.height])
     # A robot's map has its origin wherever it was switched on, at any heading.
     world_from_room = pose(rng.uniform(-2, 2, 3), (0, 0, rng.uniform(0, 2 * np.pi)))
     parts: list[tuple[int, str, Part, np.ndarray]] = [
@@ -247,9 +246,7 @@ def make_room(seed: int, config: RoomConfig | None = None) -> Room:
         parts += [
             (instance, placed.model.kind, part, world_from_object) for part in placed.model.parts
         ]
-    below_ceiling = rng.uniform((-0.6, -0.6, 0.05), (0.6, 0.6, 0.4)) * (1, 1, -1)
-    lamp_spot = middle + below_ceiling
-    lamp = transformed(world_from_room, lamp_spot[None])[0].astype(np.float32)
+    lamp = transformed(world_from_room, shell.lamp[None])[0].astype(np.float32)
     path = plan_trajectory(rng, layout.blocked, corners, config.frame_count)
     return Room(seed, config, _surfaces_of(parts), lamp, world_from_room @ path)
 

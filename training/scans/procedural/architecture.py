@@ -27,10 +27,10 @@ WALL_THICKNESS_M = 0.12
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shell:
-    """A bare room: walls, height, and surfaces (semantic class, part) in the room frame."""
+    """A bare room: walls, lamp (3,), and surfaces (semantic class, part) in the room frame."""
 
     walls: list[Wall]
-    height: float
+    lamp: np.ndarray
     surfaces: list[tuple[str, Part]]
 
 
@@ -68,7 +68,8 @@ def build_shell(rng: np.random.Generator) -> tuple[Shell, Layout]:
     surfaces: list[tuple[str, Part]] = []
     ground = _floor_texture(rng)
     for x0, y0, x1, y1 in rectangles:
-        surfaces.append(("floor", _slab((x0, y0, x1, y1), -0.1, 0.0, ground)))
+        under_walls = x0 - 0.1, y0 - 0.1, x1 + 0.1, y1 + 0.1  # no gap shows below a door
+        surfaces.append(("floor", _slab(under_walls, -0.1, 0.0, ground)))
     if rng.random() < 0.5:
         white = make_texture(rng, "plain", random_color(rng, "light"), 0.5, 0.05)
         for bounds in rectangles:
@@ -76,7 +77,10 @@ def build_shell(rng: np.random.Generator) -> tuple[Shell, Layout]:
     surfaces += _dressed_walls(rng, layout, height)
     if rng.random() < 0.55:
         surfaces.append(("carpet", _carpet(rng, rectangles[0])))
-    return Shell(walls, height, surfaces), layout
+    x0, y0, x1, y1 = rectangles[0]
+    middle = np.array(((x0 + x1) / 2, (y0 + y1) / 2, height - rng.uniform(0.05, 0.4)))
+    lamp = middle + rng.uniform((-0.6, -0.6, 0.0), (0.6, 0.6, 0.0))
+    return Shell(walls, lamp, surfaces), layout
 
 
 def _wall(start: tuple[float, float], end: tuple[float, float]) -> Wall:

@@ -33,6 +33,13 @@ SHELF_THINGS = (
     small_things.make_pot_plant,
     small_things.make_ball,
 )
+SEAT_THINGS = (
+    small_things.make_cushion,
+    small_things.make_cushion,
+    small_things.make_books,
+    small_things.make_box,
+    small_things.make_bag,
+)
 FLOOR_THINGS = (
     furniture.make_bin,
     furniture.make_stool,
@@ -173,13 +180,18 @@ _USES = {
 
 
 def _clutter(layout: Layout) -> None:
-    """Small things on the tops of everything placed so far."""
+    """Small things on the tops of all that was placed: what, and how many on a square metre."""
     rng, tidiness = layout.rng, layout.rng.uniform(0.3, 1.2)
+    usual = TABLE_THINGS, 3.5
+    by_kind = {
+        "shelf": (SHELF_THINGS, 5.0),
+        "sofa": (SEAT_THINGS, 0.6),
+        "bed": (SEAT_THINGS, 0.5),
+        "chair": (SEAT_THINGS, 0.6),
+        "box": (TABLE_THINGS, 2.0),
+    }
     for placed in list(layout.placed):
-        things = SHELF_THINGS if placed.model.kind == "shelf" else TABLE_THINGS
-        density_m2 = {"shelf": 5.0, "sofa": 0.5, "bed": 0.5, "chair": 0.6, "box": 2.0}.get(
-            placed.model.kind, 3.5
-        )
+        things, density_m2 = by_kind.get(placed.model.kind, usual)
         for top in placed.model.tops:
             expected = density_m2 * top.size[0] * top.size[1] * tidiness
             for _ in range(min(int(rng.poisson(expected)), 7)):

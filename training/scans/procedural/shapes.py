@@ -73,7 +73,7 @@ def rounded_box(
     """
     half = np.asarray(size, float) / 2
     radius = min(radius, *half)
-    steps = np.linspace(0, np.pi / 2, 4)
+    steps = np.linspace(0, np.pi / 2, 5)
     # Each octant keeps its own end angles, so that the flat faces appear between the octants.
     longitudes = np.concatenate([steps + quarter * np.pi / 2 for quarter in range(4)])
     quadrants = np.repeat(np.arange(4), len(steps))
@@ -101,7 +101,7 @@ def lathe(
     texture: Texture,
     at: Vector = ORIGIN,
     turn: Vector = ORIGIN,
-    sides: int = 20,
+    sides: int = 24,
 ) -> Part:
     """A solid of revolution about z: `profile` lists (radius, height) along its outline."""
     outline = np.asarray(profile, float)
@@ -116,8 +116,9 @@ def lathe(
 def cylinder(
     radius: float, height: float, texture: Texture, at: Vector = ORIGIN, turn: Vector = ORIGIN
 ) -> Part:
-    """An upright cylinder standing on `at`."""
-    return lathe([(radius, 0), (radius, height)], texture, at, turn, sides=16)
+    """A cylinder standing on `at`."""
+    sides = 36 if radius > 0.2 else 14
+    return lathe([(radius, 0), (radius, height)], texture, at, turn, sides)
 
 
 def vessel(

@@ -32,7 +32,7 @@ def plan_trajectory(
     travelled = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(route, axis=0), axis=1))])
     at = np.linspace(0, travelled[-1], frame_count)
     x, y = (np.interp(at, travelled, route[:, axis]) for axis in (0, 1))
-    return _poses(rng, np.stack([x, y], axis=-1))
+    return _poses(rng, np.stack([x, y], axis=-1), corners)
 
 
 def _clearance(blocked: np.ndarray, origin: np.ndarray, cells: np.ndarray) -> np.ndarray:
@@ -49,7 +49,7 @@ def _clearance(blocked: np.ndarray, origin: np.ndarray, cells: np.ndarray) -> np
 
 def _walkable(clearance: np.ndarray) -> np.ndarray:
     """(nx, ny) bool largest connected free floor, as roomy as the furniture allows."""
-    for reach in (0.4, 0.3, 0.2, 0.1):
+    for reach in (0.25, 0.15, 0.05):
         regions, count = label(clearance >= reach)
         if count:
             largest = regions == 1 + np.argmax(np.bincount(regions.ravel())[1:])
@@ -101,7 +101,7 @@ def _grid_graph(free: np.ndarray, clearance: np.ndarray) -> coo_matrix:
     ).tocsr()
 
 
-def _poses(rng: np.random.Generator, places: np.ndarray) -> np.ndarray:
+def _poses(rng: np.random.Generator, places: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """Poses at floor places (n, 2): the heading turns all the time, height and tilt waver."""
     count = len(places)
 
@@ -109,9 +109,7 @@ def _poses(rng: np.random.Generator, places: np.ndarray) -> np.ndarray:
         noise = gaussian_filter1d(rng.normal(size=count), smoothness, mode="reflect")
         return amount * noise * np.sqrt(2 * smoothness * np.sqrt(np.pi))
 
-    turn = np.deg2rad(rng.uniform(16, 22)) * rng.choice((-1, 1)) * np.ones(count)
-    turn[count // 2 :] *= -1 if rng.random() < 0.5 else 1
-    yaw = rng.uniform(0, 2 * np.pi) + np.cumsum(turn) + waver(0.12, 2.0)
+    yaw = _sweep(rng, places, corners) + waver(0.12, 2.0)
     down = np.deg2rad(rng.uniform(12, 22)) + waver(np.deg2rad(9), 4.0) + waver(0.01, 0.6)
     roll = waver(np.deg2rad(1.5), 1.0)
     height = rng.uniform(0.9, 1.6) + waver(0.06, 4.0) + waver(0.01, 0.6)
@@ -127,3 +125,28 @@ def _poses(rng: np.random.Generator, places: np.ndarray) -> np.ndarray:
     poses[:, :2, 3] = places
     poses[:, 2, 3] = height
     return poses
+
+
+def _sweep(rng: np.random.Generator, places: np.ndarray, corners: np.ndarray) -> np.ndarray:
+    """Headings (n,) going round and round, fast past a near wall, slowly where there is a view."""
+    yaw, turn = rng.uniform(0, 2 * np.pi), rng.choice((-1, 1)) * np.deg2rad(rng.uniform(15, 20))
+    back_at = len(places) // 2 if rng.random() < 0.5 else len(places)
+    headings = np.empty(len(places))
+    for index, place in enumerate(places):
+        view_m = _wall_distance(place, yaw, corners)
+        yaw += (turn if index < back_at else -turn) * np.clip(2.2 / view_m, 0.75, 3.0)
+        headings[index] = yaw
+    return headings
+
+
+def _wall_distance(place: np.ndarray, yaw: float, corners: np.ndarray) -> float:
+    """Metres from a place (2,) to the outline (c, 2) in direction `yaw`."""
+    edge = np.roll(corners, -1, axis=0) - corners
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    offset = corners - place
+    across = cos * edge[:, 1] - sin * edge[:, 0]
+    across = np.where(np.abs(across) < 1e-9, 1e-9, across)
+    distance = (offset[:, 0] * edge[:, 1] - offset[:, 1] * edge[:, 0]) / across
+    along_edge = (offset[:, 0] * sin - offset[:, 1] * cos) / across
+    ahead = (distance > 0) & (along_edge >= 0) & (along_edge <= 1)
+    return float(distance[ahead].min(initial=10.0))
