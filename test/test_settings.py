@@ -1,0 +1,154 @@
+"""Settings files hold differences to the defaults; whatever is not a setting is refused by name."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+import yaml
+
+from unscene_ros.scene import InputError
+from unscene_ros.settings import (
+    from_assignments,
+    from_dict,
+    merged,
+    read_yaml,
+    read_yaml_dict,
+    settings_hash,
+    to_dict,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FusionConfig:
+    voxel_size_m: float = 0.04
+    block_count: int = 10_000
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    scales: tuple[float, ...] = (1.0, 0.5)
+    colored: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineConfig:
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    name: str = "room"
+
+
+def test_no_differences_give_the_defaults():
+    assert from_dict(PipelineConfig, {}) == PipelineConfig()
+
+
+def test_nested_difference_changes_only_its_field():
+    config = from_dict(PipelineConfig, {"fusion": {"voxel_size_m": 0.02}})
+    assert config == PipelineConfig(fusion=FusionConfig(voxel_size_m=0.02))
+
+
+def test_whole_number_serves_as_a_float_and_a_list_as_a_tuple():
+    config = from_dict(FusionConfig, {"voxel_size_m": 1, "scales": [2, 1]})
+    assert config.voxel_size_m == 1.0 and isinstance(config.voxel_size_m, float)
+    assert config.scales == (2.0, 1.0) and isinstance(config.scales[0], float)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"fusion": {"voxel_size": 0.1}},
+            r"'fusion.voxel_size', did you mean 'fusion.voxel_size_m'",
+        ),
+        ({"fuson": {}}, r"unknown setting 'fuson', did you mean 'fusion'"),
+        ({"fusion": {3: 1}}, r"unknown setting 'fusion.3'"),
+    ],
+)
+def test_unknown_key_suggests_the_nearest(values, message):
+    with pytest.raises(InputError, match=message):
+        from_dict(PipelineConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("voxel_size_m", "4cm", "expected float, got '4cm'"),
+        ("voxel_size_m", True, "expected float, got True"),
+        ("voxel_size_m", None, "expected float, got None"),
+        ("block_count", 1.5, "expected int, got 1.5"),
+        ("block_count", True, "expected int, got True"),
+        ("colored", 1, "expected bool, got 1"),
+        ("device", "gpu", "expected one of auto, cuda, cpu, got 'gpu'"),
+        ("scales", 1.0, "expected a list, got 1.0"),
+        ("scales", ["wide"], "expected float, got 'wide'"),
+    ],
+)
+def test_value_of_another_type_is_refused_with_its_path(key, value, message):
+    with pytest.raises(InputError, match=f"setting 'fusion.{key}': {message}"):
+        from_dict(PipelineConfig, {"fusion": {key: value}})
+
+
+def test_section_that_holds_a_plain_value_is_refused():
+    with pytest.raises(InputError, match=r"setting 'fusion': expected a section of keys, got 0.04"):
+        from_dict(PipelineConfig, {"fusion": 0.04})
+
+
+def test_plain_values_survive_yaml_and_come_back_equal():
+    config = PipelineConfig(FusionConfig(scales=(0.25,), device="cpu"), name="küche")
+    assert from_dict(PipelineConfig, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+def test_hash_follows_every_setting_and_nothing_else():
+    same = settings_hash(PipelineConfig())
+    assert settings_hash(PipelineConfig()) == same
+    changes = [
+        {"name": "hall"},
+        {"fusion": {"voxel_size_m": 0.041}},
+        {"fusion": {"block_count": 10_001}},
+        {"fusion": {"device": "cpu"}},
+        {"fusion": {"scales": [1.0]}},
+        {"fusion": {"colored": False}},
+    ]
+    hashes = {settings_hash(from_dict(PipelineConfig, change)) for change in changes}
+    assert len(hashes | {same}) == len(changes) + 1
+
+
+def test_yaml_file_holds_differences(tmp_path):
+    file = tmp_path / "live.yaml"
+    file.write_text("fusion: {voxel_size_m: 0.02}\n")
+    assert read_yaml(PipelineConfig, file).fusion.voxel_size_m == 0.02
+
+
+def test_empty_yaml_file_gives_the_defaults(tmp_path):
+    file = tmp_path / "live.yaml"
+    file.write_text("# nothing yet\n")
+    assert read_yaml(PipelineConfig, file) == PipelineConfig()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("fusion: [1", "not valid YAML"), ("- fusion", "expected sections of keys")],
+)
+def test_file_that_is_no_settings_file_is_refused_by_name(tmp_path, content, message):
+    file = tmp_path / "broken.yaml"
+    file.write_text(content)
+    with pytest.raises(InputError, match=f"broken.yaml: {message}"):
+        read_yaml_dict(file)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere.yaml: No such file"):
+        read_yaml_dict(tmp_path / "nowhere.yaml")
+
+
+def test_assignments_become_nested_values():
+    values = from_assignments(["fusion.voxel_size_m=0.02", "fusion.scales=[1, 2]", "name=hall"])
+    assert values == {"fusion": {"voxel_size_m": 0.02, "scales": [1, 2]}, "name": "hall"}
+    assert from_assignments([]) == {}
+
+
+def test_assignment_without_a_value_is_refused():
+    with pytest.raises(InputError, match=r"'fusion.voxel_size_m': expected section.key=value"):
+        from_assignments(["fusion.voxel_size_m"])
+
+
+def test_merging_lays_changes_over_the_base_and_leaves_it_alone():
+    base = {"fusion": {"voxel_size_m": 0.04, "device": "cpu"}, "name": "room"}
+    result = merged(base, {"fusion": {"voxel_size_m": 0.02}, "name": "hall"})
+    assert result == {"fusion": {"voxel_size_m": 0.02, "device": "cpu"}, "name": "hall"}
+    assert base["fusion"]["voxel_size_m"] == 0.04
