@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,20 +16,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import open3d as o3d
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from training.scans.procedural.architecture import build_shell
 from training.scans.procedural.depth_sensor import DepthSensorConfig, add_depth_noise
 from training.scans.procedural.furnishing import furnish
-from training.scans.procedural.shading import pixel_rays, rays_to, shade
-from training.scans.procedural.shapes import Part, pose, transformed
-from training.scans.procedural.textures import PATTERNS
+from training.scans.procedural.rendering import Renderer
+from training.scans.procedural.shapes import pose, transformed
 from training.scans.procedural.trajectory import plan_trajectory
+from unscene_ros.evaluation import GroundTruth
 from unscene_ros.scene import Camera, Frame, InputError
 from unscene_ros.settings import from_assignments, from_dict, settings_hash, to_dict
+from unscene_ros.storage import whole_file
 
+VERSION = 1  # another number whenever a seed comes to mean another room
 TRAINING_SEEDS = range(0, 9000)
 HELD_OUT_SEEDS = range(9000, 9100)  # for tests and reported numbers: never trained or tuned on
 
@@ -41,11 +43,10 @@ OBJECT_CLASSES = (
     "radiator", "curtain", "box", "bottle", "bowl", "mug", "books", "monitor", "laptop",
     "keyboard", "cushion", "bag", "ball",
 )  # fmt: skip
-SEMANTIC_CLASSES = STUFF_CLASSES + VOID_CLASSES + OBJECT_CLASSES
+SEMANTIC_CLASSES = ("unlabeled", *STUFF_CLASSES, *VOID_CLASSES, *OBJECT_CLASSES)
 
 TRUTH_SPACING_M = 0.02
-MAX_LABELS = 1 << 12
-WINDOW_LIGHT = np.array((0.78, 0.86, 0.95), np.float32)  # what is seen through an open window
+MAX_LABELS = 1 << 12  # different objects and kinds of stuff in one room
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,36 +70,6 @@ class RoomConfig:
         return Camera(self.image_width, self.image_height, intrinsics)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class GroundTruth:
-    """Labelled surface points that the camera saw.
-
-    points (P, 3) float32 in the world frame; instance (P,) int32: 0.. objects without gaps, -1
-    void, -2 stuff; semantic (P,) int32, index into SEMANTIC_CLASSES.
-    """
-
-    points: np.ndarray
-    instance: np.ndarray
-    semantic: np.ndarray
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Surfaces:
-    """All triangles of a room and how they look: T triangles of P parts, in the world frame."""
-
-    vertices: np.ndarray  # (n, 3) float32
-    triangles: np.ndarray  # (T, 3) uint32
-    part_of_triangle: np.ndarray  # (T,) int32
-    instance_of_part: np.ndarray  # (P,) int32
-    semantic_of_part: np.ndarray  # (P,) int32
-    part_from_world: np.ndarray  # (P, 3, 4) float32
-    patterns: np.ndarray  # (P,) int64
-    colors: np.ndarray  # (P, 2, 3) float32
-    scales: np.ndarray  # (P,) float32
-    long_axes: np.ndarray  # (P,) int64
-    seeds: np.ndarray  # (P,) int64
-
-
 class Room:
     """One room: its surfaces, and what the camera sees of them along its trajectory."""
 
@@ -106,22 +77,22 @@ class Room:
         self,
         seed: int,
         config: RoomConfig,
-        surfaces: _Surfaces,
-        lamp: np.ndarray,
+        renderer: Renderer,
+        labels: np.ndarray,
         trajectory: np.ndarray,
     ) -> None:
-        """Made by `make_room`. lamp (3,); trajectory (N, 4, 4) world_from_camera."""
+        """Made by `make_room`.
+
+        labels (P, 2): instance and semantic class of each part of the renderer; trajectory
+        (N, 4, 4) world_from_camera.
+        """
         self.seed = seed
         self.config = config
         self.name = f"room_{seed:05d}"
         self.trajectory = trajectory
-        self._surfaces = surfaces
-        self._lamp = lamp
+        self._renderer = renderer
+        self._labels = labels
         self._camera = config.camera()
-        self._raycaster = o3d.t.geometry.RaycastingScene()
-        self._raycaster.add_triangles(
-            o3d.core.Tensor(surfaces.vertices), o3d.core.Tensor(surfaces.triangles)
-        )
 
     def frames(self, trajectory: np.ndarray | None = None) -> Sequence[Frame]:
         """The recording, rendered when read, along the room's or another (N, 4, 4) trajectory."""
@@ -131,17 +102,17 @@ class Room:
         """The frame number `index` of a recording, taken from this pose (4, 4)."""
         config, shape = self.config, (self.config.image_height, self.config.image_width)
         rng = np.random.default_rng((self.seed, index))
-        rays, distances, triangles, normals = self._cast(world_from_camera)
-        color = self._shaded(rays, distances, triangles, normals)
-        color = color.reshape(*shape, 3)
-        depth = np.where(np.isfinite(distances), distances, np.float32(0)).reshape(shape)
+        hits = self._renderer.cast(self._camera, world_from_camera)
+        color = self._renderer.colors(hits).reshape(*shape, 3)
+        depth = np.where(np.isfinite(hits.depths), hits.depths, np.float32(0)).reshape(shape)
         if config.sensor_noise:
             color = _photographed(color, rng, config.image_noise)
             depth = add_depth_noise(depth, rng, self._camera, config.depth_sensor)
         else:
             depth = np.where(self._in_range(depth), depth, np.float32(0))
         return Frame(
-            stamp_ns=round(index * 1e9 / config.frame_rate_hz),
+            # From one period on, since a stamp of 0 means "now" to many ROS tools.
+            stamp_ns=round((index + 1) * 1e9 / config.frame_rate_hz),
             camera=self._camera,
             color=cv2.convertScaleAbs(color, alpha=255.0),
             depth=depth,
@@ -151,18 +122,18 @@ class Room:
     def ground_truth(self) -> GroundTruth:
         """Surface points seen by a frame within range, thinned to 2 cm; sensor noise is left out.
 
-        In every 2 cm cell the first sighting of each object (or kind of stuff) there is kept.
+        Objects are numbered without gaps; semantic is an index into SEMANTIC_CLASSES. In every 2 cm
+        cell the first sighting of each object or kind of stuff is kept.
         """
-        surfaces = self._surfaces
-        labels = np.stack([surfaces.instance_of_part, surfaces.semantic_of_part], axis=-1)
-        labels, label_of_part = np.unique(labels, axis=0, return_inverse=True)
+        labels, label_of_part = np.unique(self._labels, axis=0, return_inverse=True)
         keys, points = [np.zeros(0, np.int64)], [np.zeros((0, 3), np.float32)]
         for world_from_camera in self.trajectory:
-            rays, distances, triangles, _ = self._cast(world_from_camera)
-            hit = self._in_range(distances)
-            seen = rays[hit, :3] + distances[hit, None] * rays[hit, 3:]
-            label = label_of_part[surfaces.part_of_triangle[triangles[hit]]]
-            new_keys, first = np.unique(_cell_keys(seen, label), return_index=True)
+            hits = self._renderer.cast(self._camera, world_from_camera)
+            hit = self._in_range(hits.depths)
+            seen = hits.points(hit)
+            new_keys, first = np.unique(
+                _cell_keys(seen, label_of_part[hits.parts[hit]]), return_index=True
+            )
             keys.append(new_keys)
             points.append(seen[first])
         unique_keys, first = np.unique(np.concatenate(keys), return_index=True)
@@ -174,38 +145,10 @@ class Room:
     def write_ground_truth(self, path: Path) -> None:
         """Writes `ground_truth()` as npz: points, instance, semantic."""
         truth = self.ground_truth()
-        # Whoever finds the file finds it whole, even when this is interrupted.
-        unfinished = path.with_suffix(".part.npz")
-        np.savez_compressed(
-            unfinished, points=truth.points, instance=truth.instance, semantic=truth.semantic
-        )
-        unfinished.replace(path)
-
-    def _cast(
-        self, world_from_camera: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Per pixel: ray (N, 6), depth (N,) or inf, triangle (N,), its normal (N, 3)."""
-        camera = self._camera
-        rays = pixel_rays(camera.width, camera.height, camera.intrinsics, world_from_camera)
-        hits = self._raycaster.cast_rays(o3d.core.Tensor(rays))
-        distances, triangles, normals = (
-            hits[key].numpy() for key in ("t_hit", "primitive_ids", "primitive_normals")
-        )
-        return rays, distances, triangles, normals
-
-    def _shaded(
-        self, rays: np.ndarray, distances: np.ndarray, triangles: np.ndarray, normals: np.ndarray
-    ) -> np.ndarray:
-        """(N, 3) float32 colours of the hits, with the shadows of the room's lamp."""
-        surfaces = self._surfaces
-        to_lamp = rays_to(self._lamp, rays, distances, normals)
-        shadowed = self._raycaster.test_occlusions(o3d.core.Tensor(to_lamp), 0.005, 0.99).numpy()
-        return shade(
-            rays, distances, normals,
-            surfaces.part_of_triangle[np.where(np.isfinite(distances), triangles, 0)], ~shadowed,
-            self._lamp, WINDOW_LIGHT, surfaces.part_from_world, surfaces.patterns, surfaces.colors,
-            surfaces.scales, surfaces.long_axes, surfaces.seeds,
-        )  # fmt: skip
+        with whole_file(path) as file:
+            np.savez_compressed(
+                file, points=truth.points, instance=truth.instance, semantic=truth.semantic
+            )
 
     def _in_range(self, depth: np.ndarray) -> np.ndarray:
         sensor = self.config.depth_sensor
@@ -234,53 +177,22 @@ def make_room(seed: int, config: RoomConfig | None = None) -> Room:
     shell, layout = build_shell(rng)
     furnish(layout)
 
-    corners = np.array([wall.start for wall in shell.walls])
     # A robot's map has its origin wherever it was switched on, at any heading.
     world_from_room = pose(rng.uniform(-2, 2, 3), (0, 0, rng.uniform(0, 2 * np.pi)))
-    parts: list[tuple[int, str, Part, np.ndarray]] = [
-        (STUFF if kind in STUFF_CLASSES else VOID, kind, part, world_from_room)
-        for kind, part in shell.surfaces
-    ]
+    parts, labels = [], []
+    for kind, part in shell.surfaces:
+        parts.append((world_from_room, part))
+        labels.append((STUFF if kind in STUFF_CLASSES else VOID, SEMANTIC_CLASSES.index(kind)))
     for instance, placed in enumerate(layout.placed):
         world_from_object = world_from_room @ placed.room_from_object()
-        parts += [
-            (instance, placed.model.kind, part, world_from_object) for part in placed.model.parts
-        ]
-    lamp = transformed(world_from_room, shell.lamp[None])[0].astype(np.float32)
+        parts += [(world_from_object, part) for part in placed.model.parts]
+        semantic = SEMANTIC_CLASSES.index(placed.model.kind)
+        labels += [(instance, semantic)] * len(placed.model.parts)
+    renderer = Renderer(parts, transformed(world_from_room, shell.lamp))
+
+    corners = np.array([wall.start for wall in shell.walls])
     path = plan_trajectory(rng, layout.blocked, corners, config.frame_count)
-    return Room(seed, config, _surfaces_of(parts), lamp, world_from_room @ path)
-
-
-def _surfaces_of(parts: list[tuple[int, str, Part, np.ndarray]]) -> _Surfaces:
-    """Joins (instance, class, part, world_from_object) into arrays for casting and shading."""
-    world_from_part = [world @ part.object_from_part for _, _, part, world in parts]
-    vertices = [
-        transformed(matrix, part.vertices)
-        for matrix, (_, _, part, _) in zip(world_from_part, parts, strict=True)
-    ]
-    starts = np.concatenate([[0], np.cumsum([len(v) for v in vertices])])
-    triangles = [
-        part.faces + start for start, (_, _, part, _) in zip(starts[:-1], parts, strict=True)
-    ]
-    textures = [part.texture for _, _, part, _ in parts]
-    sizes = [np.ptp(part.vertices, axis=0) for _, _, part, _ in parts]
-    return _Surfaces(
-        vertices=np.concatenate(vertices).astype(np.float32),
-        triangles=np.concatenate(triangles).astype(np.uint32),
-        part_of_triangle=np.repeat(np.arange(len(parts)), [len(t) for t in triangles]).astype(
-            np.int32
-        ),
-        instance_of_part=np.array([instance for instance, *_ in parts], np.int32),
-        semantic_of_part=np.array(
-            [SEMANTIC_CLASSES.index(kind) for _, kind, *_ in parts], np.int32
-        ),
-        part_from_world=np.linalg.inv(world_from_part)[:, :3].astype(np.float32),
-        patterns=np.array([PATTERNS.index(texture.pattern) for texture in textures]),
-        colors=np.array([(t.color, t.second_color) for t in textures], np.float32),
-        scales=np.array([texture.scale_m for texture in textures], np.float32),
-        long_axes=np.argmax(sizes, axis=1),
-        seeds=np.array([texture.seed for texture in textures]),
-    )
+    return Room(seed, config, renderer, np.array(labels, np.int32), world_from_room @ path)
 
 
 def _cell_keys(points: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -302,8 +214,10 @@ def write_scan(room: Room, folder: Path) -> Iterator[int]:
 
     `room.json` holds the seed and the settings; the truth is written last and marks completion.
     """
+    (folder / "gt.npz").unlink(missing_ok=True)
     for name in ("color", "depth", "pose"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / name, ignore_errors=True)  # frames of an older, longer recording
+        (folder / name).mkdir(parents=True)
     np.savetxt(folder / "intrinsic.txt", room.config.camera().intrinsics)
     for index, frame in enumerate(room.frames()):
         picture, depth_mm = frame.color[..., ::-1], np.rint(frame.depth * 1000).astype(np.uint16)
@@ -325,7 +239,12 @@ def is_written(seed: int, config: RoomConfig, folder: Path) -> bool:
 
 
 def _identity(seed: int, config: RoomConfig) -> dict[str, object]:
-    return {"seed": seed, "settings": to_dict(config), "settings_hash": settings_hash(config)}
+    return {
+        "version": VERSION,
+        "seed": seed,
+        "settings": to_dict(config),
+        "settings_hash": settings_hash(config),
+    }
 
 
 def _write_image(path: Path, image: np.ndarray, options: list[int]) -> None:
@@ -347,8 +266,8 @@ def write_rooms(seeds: Sequence[int], config: RoomConfig, folder: Path) -> list[
             try:
                 for _ in write_scan(make_room(seed, config), target):
                     progress.advance(task)
-            except OSError as error:
-                failures.append(f"{target}: {error.strerror or error}")
+            except (OSError, InputError) as error:
+                failures.append(f"{target}: {error}")
         progress.update(task, completed=len(seeds) * config.frame_count, room="done")
     return failures
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from training.scans.procedural import furniture, small_things
+from training.scans.procedural import furniture, seating, small_things
 from training.scans.procedural.layout import Layout, Placed
 
 TABLE_THINGS = (
@@ -41,10 +41,10 @@ SEAT_THINGS = (
     small_things.make_bag,
 )
 FLOOR_THINGS = (
-    furniture.make_bin,
-    furniture.make_stool,
-    furniture.make_plant,
-    furniture.make_floor_lamp,
+    small_things.make_bin,
+    seating.make_stool,
+    small_things.make_plant,
+    small_things.make_floor_lamp,
     small_things.make_carton,
     small_things.make_carton,
     small_things.make_bag,
@@ -59,7 +59,7 @@ def furnish(layout: Layout) -> None:
     for use in uses[: 1 if layout.area_m2 < 14 else 2]:
         use(layout)
     for _ in range(int(rng.integers(1, 5))):
-        make = rng.choice((furniture.make_cabinet, furniture.make_shelf, furniture.make_armchair))
+        make = rng.choice((furniture.make_cabinet, furniture.make_shelf, seating.make_armchair))
         _row(layout, make, longest=2)
     for _ in range(int(rng.integers(2, 7))):
         make = rng.choice(FLOOR_THINGS)
@@ -95,7 +95,7 @@ def _dining(layout: Layout) -> None:
 
 
 def _chairs_around(layout: Layout, table: Placed) -> None:
-    rng, chair = layout.rng, furniture.make_chair(layout.rng)
+    rng, chair = layout.rng, seating.make_chair(layout.rng)
     mixed = rng.random() < 0.25
     low, high = table.model.bounds()
     places = max(1, int((high[0] - low[0] - 0.2) / 0.58))
@@ -103,7 +103,7 @@ def _chairs_around(layout: Layout, table: Placed) -> None:
     spots = [(x, low[1], np.pi / 2) for x in along] + [(x, high[1], -np.pi / 2) for x in along]
     spots += [(low[0], 0.0, 0.0), (high[0], 0.0, np.pi)]
     spots = [spot for spot in spots if rng.random() < 0.8]
-    layout.around(table, furniture.make_chair if mixed else lambda _: chair, spots, 0.35)
+    layout.around(table, seating.make_chair if mixed else lambda _: chair, spots, 0.35)
 
 
 def _office(layout: Layout) -> None:
@@ -116,7 +116,7 @@ def _office(layout: Layout) -> None:
             desk = layout.anywhere(furniture.make_desk)
         if desk is None:
             continue
-        make = furniture.make_office_chair if rng.random() < 0.8 else furniture.make_chair
+        make = seating.make_office_chair if rng.random() < 0.8 else seating.make_chair
         front = desk.model.tops[0].size[1] / 2
         layout.around(desk, make, [(rng.uniform(-0.2, 0.2), front, -np.pi / 2)], 0.5)
         for _ in range(int(rng.integers(1, 3))):
@@ -130,9 +130,9 @@ def _lounge(layout: Layout) -> None:
     rng = layout.rng
     free = rng.random() < 0.2
     sofa = (
-        layout.anywhere(furniture.make_sofa)
+        layout.anywhere(seating.make_sofa)
         if free
-        else layout.against_wall(furniture.make_sofa, (0.0, 0.1))
+        else layout.against_wall(seating.make_sofa, (0.0, 0.1))
     )
     if sofa is not None:
         front = sofa.model.bounds()[1, 1]
@@ -141,17 +141,17 @@ def _lounge(layout: Layout) -> None:
         for _ in range(int(rng.integers(0, 4))):
             layout.on_top(sofa, sofa.model.tops[0], small_things.make_cushion)
     for _ in range(int(rng.integers(0, 3))):
-        layout.anywhere(furniture.make_armchair, aligned=rng.random() < 0.5)
+        layout.anywhere(seating.make_armchair, aligned=rng.random() < 0.5)
     sideboard = layout.against_wall(furniture.make_cabinet)
     if sideboard is not None and sideboard.model.bounds()[1, 2] < 1.0:
         layout.on_top(sideboard, sideboard.model.tops[0], small_things.make_monitor, 0.05)
-    layout.against_wall(furniture.make_floor_lamp, (0.05, 0.2))
+    layout.against_wall(small_things.make_floor_lamp, (0.05, 0.2))
 
 
 def _bedroom(layout: Layout) -> None:
     """A bed with nightstands, wardrobes in a row."""
     rng = layout.rng
-    bed = layout.against_wall(furniture.make_bed, (0.0, 0.05))
+    bed = layout.against_wall(seating.make_bed, (0.0, 0.05))
     if bed is not None:
         for _ in range(int(rng.integers(0, 3))):
             stand = layout.beside(bed, furniture.make_nightstand, (0.0, 0.15))

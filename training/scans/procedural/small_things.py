@@ -1,15 +1,16 @@
-"""Small things that stand on tables, shelves, beds and the floor; conventions as in furniture."""
+"""Things that stand about on tables, shelves, beds and the floor; conventions as in furniture."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from training.scans.procedural.furniture import Model, Top, make_plant
+from training.scans.procedural.furniture import Model, Top
 from training.scans.procedural.shapes import (
     Part,
     box,
     cylinder,
     lathe,
+    ribbon,
     rounded_box,
     vessel,
 )
@@ -20,6 +21,7 @@ from training.scans.procedural.textures import (
     metal,
     random_color,
     shade_of,
+    wood,
 )
 
 
@@ -160,3 +162,48 @@ def make_ball(rng: np.random.Generator) -> Model:
 def make_pot_plant(rng: np.random.Generator) -> Model:
     """A plant for a table or a shelf."""
     return make_plant(rng, scale=rng.uniform(0.35, 0.55))
+
+
+def make_floor_lamp(rng: np.random.Generator) -> Model:
+    """A standing lamp: base, pole and shade."""
+    height, frame = rng.uniform(1.3, 1.8), metal(rng)
+    wide, shade = rng.uniform(0.14, 0.25), rng.uniform(0.2, 0.35)
+    narrow = wide * rng.uniform(0.5, 1.0)
+    outline = [(wide, 0), (narrow, shade)]
+    parts = (
+        cylinder(rng.uniform(0.11, 0.16), 0.03, frame),
+        cylinder(0.014, height - shade, frame, (0, 0, 0.03)),
+        lathe(outline, cloth(rng), (0, 0, height - shade)),
+    )
+    return Model("lamp", parts)
+
+
+def make_plant(rng: np.random.Generator, scale: float = 1.0) -> Model:
+    """A pot with a bush, or with long bent leaves."""
+    radius, tall = rng.uniform(0.11, 0.2) * scale, rng.uniform(0.18, 0.35) * scale
+    pot = lathe([(radius * rng.uniform(0.6, 1.0), 0), (radius, tall)], anything(rng))
+    leaf = make_texture(rng, "marble", random_color(rng, "leaf"), 0.05 * scale, 0.4)
+    parts = [pot]
+    if rng.random() < 0.4:
+        stem, crown = rng.uniform(0.15, 0.6) * scale, rng.uniform(0.3, 0.6) * scale
+        parts.append(cylinder(0.02 * scale, stem, wood(rng), (0, 0, tall)))
+        for _ in range(4):
+            size = crown * rng.uniform(0.5, 0.8, 3)
+            x, y = rng.normal(0, crown * 0.18, 2)
+            z = tall + stem - 0.05 + rng.uniform(0, crown / 3)
+            parts.append(rounded_box(size, 0.3 * crown, leaf, (x, y, z)))
+        return Model("plant", tuple(parts))
+    for blade in range(int(rng.integers(9, 16))):
+        reach, rise = rng.uniform(0.15, 0.4) * scale, rng.uniform(0.3, 0.9) * scale
+        s = np.linspace(0, 1, 7)
+        path = np.stack([0 * s, reach * s**1.6, rise * s * (1.25 - 0.35 * s)], axis=-1)
+        widths = rng.uniform(0.02, 0.05) * scale * np.sin(np.pi * (0.15 + 0.85 * s)) + 0.002
+        parts.append(ribbon(path, widths, leaf, (0, 0, tall - 0.02), (0, 0, blade * 2.4)))
+    return Model("plant", tuple(parts))
+
+
+def make_bin(rng: np.random.Generator) -> Model:
+    """A waste bin or basket, open at the top."""
+    radius, height = rng.uniform(0.1, 0.2), rng.uniform(0.25, 0.5)
+    outline = [(0.0, 0.0), (radius * rng.uniform(0.7, 1.0), 0), (radius, height)]
+    return Model("bin", (vessel(outline, 0.012, anything(rng)),))

@@ -62,14 +62,12 @@ def _tour(rng: np.random.Generator, free: np.ndarray, clearance: np.ndarray) -> 
     """Indices into the free cells, from station to station along shortest paths."""
     cells = np.argwhere(free)
     graph = _grid_graph(free, clearance)
-    stations = [int(rng.integers(len(cells)))]
-    nearest = np.full(len(cells), np.inf)
-    for _ in range(STATIONS):
-        nearest = np.minimum(nearest, dijkstra(graph, indices=stations[-1]))
-        nearest[~np.isfinite(nearest)] = 0
-        stations.append(int(np.argmax(nearest)))
-    remaining, route = list(dict.fromkeys(stations[1:])), [stations[1]]
-    remaining.remove(stations[1])
+    # The walk begins at an end of the room: where it is farthest from a random place.
+    first = int(np.argmax(dijkstra(graph, indices=int(rng.integers(len(cells))))))
+    nearest, remaining, route = dijkstra(graph, indices=first), [], [first]
+    for _ in range(min(STATIONS, len(cells)) - 1):
+        remaining.append(int(np.argmax(nearest)))
+        nearest = np.minimum(nearest, dijkstra(graph, indices=remaining[-1]))
     while remaining:
         distances, before = dijkstra(graph, indices=route[-1], return_predecessors=True)
         target = min(remaining, key=lambda cell: distances[cell])
