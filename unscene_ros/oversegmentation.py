@@ -34,9 +34,9 @@ class OversegmentationConfig:
     """
 
     rule: Literal["normal_color", "scannet", "unscene3d"] = "normal_color"
-    k: float = 0.05  # a segment of n vertices grows over edges up to its own weight + k / n
+    k: float = 0.1  # a segment of n vertices grows over edges up to its own weight + k / n
     min_vertices: int = 20  # smaller segments join the neighbour across their lightest edge
-    color_weight: float = 0.1  # normal_color only: of paint beside bend
+    color_weight: float = 0.3  # normal_color only: of paint beside bend
     # normal_color only: how near a separate piece below min_vertices must be to join a segment.
     attach_within_m: float = 0.1
     cloud_neighbors: int = 12  # without faces: edges go to this many nearest vertices
@@ -77,13 +77,18 @@ def pool_over_segments(
     """
     count = len(segments.of_vertex)
     if weights is None:
-        weights = np.ones(count, np.float32)
+        weights = np.ones(count)
     for name, array, dimensions in (("values", values, 2), ("weights", weights, 1)):
         if array.ndim != dimensions or len(array) != count:
             raise InputError(
                 f"pool_over_segments: expected {name} for {count} vertices, got {array.shape}"
             )
-    return _weighted_means(values, segments.of_vertex, segments.count, weights)
+    return _weighted_means(
+        values.astype(np.float32, copy=False),
+        segments.of_vertex,
+        segments.count,
+        weights.astype(np.float32, copy=False),
+    )
 
 
 @njit(cache=True)

@@ -7,10 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from unscene_ros.normals import normals_from_faces
-from unscene_ros.oversegmentation import OversegmentationConfig, oversegment
+from unscene_ros.oversegmentation import (
+    OversegmentationConfig,
+    oversegment,
+    segment_neighbors_within,
+)
 from unscene_ros.scene import Mesh
 
 SCAN = Path(__file__).parents[1] / "data" / "segmentator_oracle.npz"
+RUNS = 5
 GROWTH = (50_000, 100_000, 250_000, 500_000, 1_000_000)
 
 
@@ -36,13 +41,13 @@ def noisy_terrain(count: int) -> Mesh:
     return Mesh(vertices, faces, colors, normals_from_faces(vertices, faces))
 
 
-def seconds(mesh: Mesh, config: OversegmentationConfig, runs: int = 5) -> float:
+def seconds(function) -> float:
     """Median time of one call after compilation."""
-    oversegment(mesh, config)
+    function()
     times = []
-    for _ in range(runs):
+    for _ in range(RUNS):
         start = time.perf_counter()
-        oversegment(mesh, config)
+        function()
         times.append(time.perf_counter() - start)
     return statistics.median(times)
 
@@ -56,15 +61,24 @@ def row(name: str, value: float, unit: str = "s") -> dict:
         "peer": None,
         "peer_value": None,
         "ratio": None,
-        "runs": 5,
+        "runs": RUNS,
     }
 
 
 def rows() -> list[dict]:
+    scan = real_scan()
     scannet = OversegmentationConfig("scannet", k=0.01, min_vertices=20)
-    result = [row("oversegmentation_scannet_rule_85k_s", seconds(real_scan(), scannet))]
-    taken = {n: seconds(noisy_terrain(n), OversegmentationConfig()) for n in GROWTH}
-    result += [row(f"oversegmentation_{n // 1000}k_s", taken[n]) for n in GROWTH]
+    segments = oversegment(scan, OversegmentationConfig())
+    near = seconds(lambda: segment_neighbors_within(scan, segments, 0.06))
+    result = [
+        row("oversegmentation_scannet_rule_85k_s", seconds(lambda: oversegment(scan, scannet))),
+        row("near_segments_85k_ms", 1000 * near, "ms"),
+    ]
+    taken = {}
+    for count in GROWTH:
+        mesh = noisy_terrain(count)
+        taken[count] = seconds(lambda mesh=mesh: oversegment(mesh, OversegmentationConfig()))
+        result.append(row(f"oversegmentation_{count // 1000}k_s", taken[count]))
     per_vertex = (taken[GROWTH[-1]] / GROWTH[-1]) / (taken[GROWTH[0]] / GROWTH[0])
     result.append(row("oversegmentation_time_per_vertex_1000k_over_50k", per_vertex, "times"))
     return result

@@ -1,0 +1,1 @@
+"""Networks in plain PyTorch; everything else of the package runs without them."""
