@@ -1,0 +1,87 @@
+"""A thread that works on the newest items and lets older ones go, so that callbacks never wait."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class NewestWorker(Generic[Item]):
+    """Calls `work(item)` in a thread of its own; when items come faster, the oldest are dropped.
+
+    capacity: how many items may wait; 1 keeps only the newest, a few ride out a slow moment.
+    on_drop(item) and on_failure(item, error) tell what did not get done; they must return soon.
+    An error in `work` costs that one item, never the thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[Item], None],
+        on_drop: Callable[[Item], None],
+        on_failure: Callable[[Item, Exception], None],
+        capacity: int = 1,
+    ) -> None:
+        self._work = work
+        self._on_drop = on_drop
+        self._on_failure = on_failure
+        self._capacity = capacity
+        self._waiting: deque[Item] = deque()
+        self._working = False
+        self._stopped = False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, item: Item) -> None:
+        """Hands over an item without waiting; after `stop` it is dropped."""
+        with self._changed:
+            self._waiting.append(item)
+            dropped = []
+            while len(self._waiting) > (0 if self._stopped else self._capacity):
+                dropped.append(self._waiting.popleft())
+            self._changed.notify_all()
+        for old in dropped:
+            self._on_drop(old)
+
+    def stop(self, timeout_s: float = 5.0) -> bool:
+        """Drops what waits and ends the thread after its current item; True when it has ended."""
+        with self._changed:
+            self._stopped = True
+            dropped = list(self._waiting)
+            self._waiting.clear()
+            self._changed.notify_all()
+        for old in dropped:
+            self._on_drop(old)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def wait_until_idle(self, timeout_s: float) -> bool:
+        """True as soon as nothing waits and nothing is being worked on, False after the timeout."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self.pending, timeout_s)
+
+    @property
+    def pending(self) -> int:
+        """How many items wait or are being worked on."""
+        return len(self._waiting) + self._working
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._stopped)
+                if not self._waiting:
+                    return
+                item = self._waiting.popleft()
+                self._working = True
+            try:
+                self._work(item)
+            except Exception as error:  # one bad item must not end the thread
+                self._on_failure(item, error)
+            with self._changed:
+                self._working = False
+                self._changed.notify_all()

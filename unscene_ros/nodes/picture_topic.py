@@ -1,0 +1,106 @@
+"""The image topic of a camera with its CameraInfo -> stamped pictures, raw or compressed."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Literal
+
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+
+from unscene_ros.bag_topics import is_rectified
+from unscene_ros.nodes import qos
+from unscene_ros.nodes.conversions import picture_from_msg, stamp_ns_of
+from unscene_ros.registration import Calibration
+from unscene_ros.scene import InputError
+from unscene_ros.synchronization import StampedPicture
+
+Transport = Literal["auto", "raw", "compressed"]
+
+LOOK_FOR_PUBLISHERS_S = 0.5
+MAX_EARLY = 30  # pictures kept until their first CameraInfo
+COMPRESSED_NAME = {"rgb": "compressed", "depth": "compressedDepth"}
+
+
+class PictureTopic:
+    """Subscribes to `<kind>/image` and `<kind>/camera_info` for a kind of "rgb" or "depth".
+
+    Transport "auto" takes the raw topic, or the compressed one where only that is published:
+    subscribing to both would make a camera driver compress for nothing.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        kind: Literal["rgb", "depth"],
+        transport: Transport,
+        take: Callable[[StampedPicture], None],
+        drop: Callable[[str, str], None],
+    ) -> None:
+        """`drop(reason, explanation)` is called for each picture that `take` will not get.
+
+        `topic` is the resolved name of the raw topic, `received` the number of pictures.
+        """
+        self.received = 0
+        self._node = node
+        self._take = take
+        self._drop = drop
+        self._kind = kind
+        self._early: deque[Image | CompressedImage] = deque()
+        self._calibration: Calibration | None = None
+        self._calibration_problem = "none has arrived"
+        # Remapping the raw topic moves the compressed one along, as image_transport does it.
+        self.topic = node.resolve_topic_name(f"{kind}/image")
+        self._compressed_topic = f"{self.topic}/{COMPRESSED_NAME[kind]}"
+        self._info_topic = node.resolve_topic_name(f"{kind}/camera_info")
+        node.create_subscription(CameraInfo, self._info_topic, self._take_info, qos.SENSOR)
+        self._subscription = self._subscribe(compressed=transport == "compressed")
+        if transport == "auto":
+            self._look_timer = node.create_timer(
+                LOOK_FOR_PUBLISHERS_S,
+                self._look_for_compressed,
+                clock=Clock(clock_type=ClockType.STEADY_TIME),
+            )
+
+    def _subscribe(self, compressed: bool):
+        message_type = CompressedImage if compressed else Image
+        topic = self._compressed_topic if compressed else self.topic
+        return self._node.create_subscription(message_type, topic, self._take_image, qos.SENSOR)
+
+    def _look_for_compressed(self) -> None:
+        """Changes over to the compressed topic when it is the only one that is published."""
+        raw = self._node.count_publishers(self.topic)
+        compressed = self._node.count_publishers(self._compressed_topic)
+        if not raw and compressed:
+            self._node.destroy_subscription(self._subscription)
+            self._subscription = self._subscribe(compressed=True)
+        if raw or compressed:
+            self._look_timer.cancel()
+
+    def _take_info(self, message: CameraInfo) -> None:
+        try:
+            new = Calibration.from_camera_info(message, is_rectified(self.topic))
+        except InputError as error:
+            self._calibration_problem = str(error)
+            return
+        # The same object as long as nothing changes: what is computed from it is kept.
+        if self._calibration is None or not new.equals(self._calibration):
+            self._calibration = new
+        while self._early:
+            self._take(picture_from_msg(self._kind, self._early.popleft(), self._calibration))
+
+    def _take_image(self, message: Image | CompressedImage) -> None:
+        self.received += 1
+        if self._calibration is not None:
+            self._take(picture_from_msg(self._kind, message, self._calibration))
+            return
+        self._early.append(message)
+        if len(self._early) > MAX_EARLY:
+            stamp_s = stamp_ns_of(self._early.popleft().header) / 1e9
+            self._drop(
+                "no CameraInfo",
+                f"{self._kind} picture at {stamp_s:.3f} s: no usable CameraInfo on "
+                f"'{self._info_topic}' ({self._calibration_problem})",
+            )
