@@ -55,8 +55,8 @@ class RoomConfig:
 
     image_width: int = 320
     image_height: int = 240
-    horizontal_fov_deg: float = 60.0
-    frame_count: int = 80
+    horizontal_fov_deg: float = 65.0
+    frame_count: int = 100
     frame_rate_hz: float = 5.0
     sensor_noise: bool = True  # False gives perfect depth and pictures, within range
     image_noise: float = 2.5  # standard deviation of the grey values

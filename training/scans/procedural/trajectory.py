@@ -108,9 +108,11 @@ def _poses(rng: np.random.Generator, places: np.ndarray, corners: np.ndarray) ->
         return amount * noise * np.sqrt(2 * smoothness * np.sqrt(np.pi))
 
     yaw = _sweep(rng, places, corners) + waver(0.12, 2.0)
-    down = np.deg2rad(rng.uniform(12, 22)) + waver(np.deg2rad(9), 4.0) + waver(0.01, 0.6)
+    # Looking up and down while turning, so that floor, tops and walls are all seen.
+    nod = np.sin(np.arange(count) * 2 * np.pi / rng.uniform(30, 40) + rng.uniform(0, 2 * np.pi))
+    down = np.deg2rad(rng.uniform(22, 28) + 11 * nod) + waver(np.deg2rad(3), 2.0)
     roll = waver(np.deg2rad(1.5), 1.0)
-    height = rng.uniform(0.9, 1.6) + waver(0.06, 4.0) + waver(0.01, 0.6)
+    height = rng.uniform(1.2, 1.65) + waver(0.06, 4.0) + waver(0.01, 0.6)
 
     forward = np.stack([np.cos(yaw) * np.cos(down), np.sin(yaw) * np.cos(down), -np.sin(down)], -1)
     right = np.stack([np.sin(yaw), -np.cos(yaw), np.zeros(count)], axis=-1)
@@ -127,7 +129,7 @@ def _poses(rng: np.random.Generator, places: np.ndarray, corners: np.ndarray) ->
 
 def _sweep(rng: np.random.Generator, places: np.ndarray, corners: np.ndarray) -> np.ndarray:
     """Headings (n,) going round and round, fast past a near wall, slowly where there is a view."""
-    yaw, turn = rng.uniform(0, 2 * np.pi), rng.choice((-1, 1)) * np.deg2rad(rng.uniform(15, 20))
+    yaw, turn = rng.uniform(0, 2 * np.pi), rng.choice((-1, 1)) * np.deg2rad(rng.uniform(12, 16))
     back_at = len(places) // 2 if rng.random() < 0.5 else len(places)
     headings = np.empty(len(places))
     for index, place in enumerate(places):
