@@ -342,4 +342,5 @@ def test_near_segments_equal_the_naive_twin(offset, distance_m):
 def test_touching_segments_count_as_near_however_long_their_edges_are():
     mesh = grid_mesh(np.zeros((3, 3)), spacing=1.0)
     touching = Segments(np.array([0] * 3 + [1] * 6, np.int32), np.array([[0, 1]], np.int32), 2)
-    assert segment_neighbors_within(mesh, touching, 0.05).tolist() == [[0, 1]]
+    for distance_m in (0.05, 0.0):
+        assert segment_neighbors_within(mesh, touching, distance_m).tolist() == [[0, 1]]

@@ -112,7 +112,8 @@ def segment_neighbors_within(mesh: Mesh, segments: Segments, distance_m: float) 
 
     Each pair once, smaller id first, in ascending order.
     """
-    keys = _cell_keys(mesh.vertices, distance_m)
+    # Cells a little larger than the distance, so that rounding cannot part near vertices.
+    keys = _cell_keys(mesh.vertices, 1.001 * max(distance_m, 1e-6))
     order = np.argsort(keys, kind="stable")
     near = _near_pairs(
         keys[order], mesh.vertices[order], segments.of_vertex[order], np.float32(distance_m)
@@ -136,7 +137,7 @@ def _near_pairs(keys, points, segment, distance):
     """
     rows = np.array([0, 1 << 21, (1 << 42) - (1 << 21), 1 << 42, (1 << 42) + (1 << 21)])
     starts, ends = np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-    latest = np.full(len(keys), -1)  # the pair found last for each first segment
+    latest = np.full(len(keys), -1)  # the partner found last for each segment
     first, second = [], []
     for i in range(len(keys)):
         for row in range(len(rows)):
