@@ -75,6 +75,10 @@ class ScanFolder:
                 else:
                     yield frame
 
+    def depth_path(self, index: int) -> Path:
+        """The depth picture at this place in the order."""
+        return self._depth_paths[self._numbers[index]]
+
     def frame(self, index: int) -> Frame:
         """One frame by its place in the order; raises InputError when it cannot be used."""
         number = self._numbers[index]
