@@ -1,6 +1,7 @@
 """Instance AP against hand-computed cases and a slow twin; semantic scores; the truth file."""
 
 import itertools
+import logging
 import math
 
 import numpy as np
@@ -333,6 +334,16 @@ def test_without_objects_the_figures_are_null():
     figures = evaluate([(line_prediction([], []), truth_of((STUFF, 10)))])
     assert figures["ap"] is figures["ap50"] is figures["mask_precision"] is None
     assert figures["objects"] == 0
+
+
+def test_a_truth_that_is_elsewhere_is_told(caplog):
+    truth = truth_of((0, 200))
+    elsewhere = GroundTruth(truth.points + 1000, truth.instance)
+    with caplog.at_level(logging.WARNING):
+        assert evaluate([(line_prediction([[1, 1, 0, 0]], [0.9]), truth)])["ap"] == 1
+        assert caplog.text == ""
+        assert evaluate([(line_prediction([[1, 1, 0, 0]], [0.9]), elsewhere)])["ap"] == 0
+    assert "no labelled point is within 5 cm" in caplog.text
 
 
 def test_semantic_scores_of_a_hand_made_case():

@@ -7,6 +7,7 @@ Dai et al., "ScanNet", CVPR 2017; unsupervised matching: Kuhn, "The Hungarian me
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from scipy.spatial import cKDTree
 
 from unscene_ros.scene import InputError, Instances, check_array
 from unscene_ros.storage import Prediction, read_arrays
+
+log = logging.getLogger(__name__)
 
 Protocol = Literal["clean", "compat"]
 Grid = Literal["scannet", "full"]
@@ -253,10 +256,12 @@ def evaluate(
     mask_precision); classes is null, or ap, ap50, ap25 as means over classes where every truth has
     classes and some prediction names one.
     """
-    scenes = [
-        find_overlaps(p.instances, carry_to_points(p, truth.points), truth, protocol)
-        for p, truth in pairs
-    ]
+    scenes = []
+    for prediction, truth in pairs:
+        segment_of_point = carry_to_points(prediction, truth.points)
+        if not (segment_of_point >= 0).any():
+            log.warning("no labelled point is within 5 cm of the mesh: are both of one world?")
+        scenes.append(find_overlaps(prediction.instances, segment_of_point, truth, protocol))
     precision, prediction_count = mask_precision(scenes)
     named = any((scene.class_ids >= 0).any() for scene in scenes)
     has_classes = named and all(truth.semantic is not None for _, truth in pairs)

@@ -39,6 +39,6 @@ class Latency:
 
 
 def _summary_ms(seconds: list[float]) -> dict[str, float]:
-    milliseconds = np.array(seconds) * 1000
+    milliseconds = np.round(np.array(seconds) * 1000, 3)
     p50, p95 = np.percentile(milliseconds, (50, 95))
     return {"p50": float(p50), "p95": float(p95), "max": float(milliseconds.max())}
