@@ -53,8 +53,9 @@ make_venv() { # keeps a venv that works, lies where it was made and fits the ROS
   "$python" -m pip --version >/dev/null 2>&1 && grep -qF "$venv" "$venv/bin/activate" &&
     grep -q "system-site-packages = $share_system" "$venv/pyvenv.cfg" || base=$(find_python)
   install_system_packages "$base"
-  [ "$base" = "$python" ] ||
-    "$base" -m venv --clear ${ros:+--system-site-packages} "$venv"
+  [ "$base" != "$python" ] || return 0
+  say "making .venv with $base${ros:+ and ROS 2 $ros}"
+  "$base" -m venv --clear ${ros:+--system-site-packages} "$venv"
 }
 
 find_python() { # prints the first Python that serves, together with the sourced ROS if there is one
@@ -154,13 +155,13 @@ compile_messages() { # compile_messages PACKAGE [CMAKE OPTION...]
   local build log
   build=$venv/build/$(basename "$(realpath "$1")") log=$build.log
   mkdir -p "$venv/build"
-  # The generated package has the name of our sources: in site-packages it would hide them.
   (
     export PATH=$venv/bin:$PATH
     export AMENT_PREFIX_PATH=$venv${AMENT_PREFIX_PATH:+:$AMENT_PREFIX_PATH}
     export CMAKE_PREFIX_PATH=$venv${CMAKE_PREFIX_PATH:+:$CMAKE_PREFIX_PATH}
-    cmake -S "$1" -B "$build" -DCMAKE_INSTALL_PREFIX="$venv" -DCMAKE_INSTALL_RPATH="$venv/lib" \
-      -DPYTHON_INSTALL_DIR=messages -DPython3_EXECUTABLE="$python" -DBUILD_TESTING=OFF "${@:2}" &&
+    # In site-packages the generated unscene_ros would hide the sources of the same name.
+    cmake -S "$1" -B "$build" -DCMAKE_INSTALL_PREFIX="$venv" -DPYTHON_INSTALL_DIR=messages \
+      -DPython3_EXECUTABLE="$python" -DBUILD_TESTING=OFF "${@:2}" &&
       cmake --build "$build" --target install --parallel "$(nproc)"
   ) >"$log" 2>&1 && return
   tail -n 30 "$log" >&2
@@ -173,12 +174,19 @@ write_environment() { # what ROS processes need, set whenever the Python of this
   site_packages=$("$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))") || return
   cat >"$site_packages/unscene_ros_environment.py" <<PYTHON
 import os
+import sys
+
+
+def prepend(name, folder):
+    folders = [path for path in os.environ.get(name, "").split(":") if path]
+    os.environ[name] = ":".join([folder, *(path for path in folders if path != folder)])
+    return folder not in folders
+
 
 os.environ.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", "$repository/config/fastdds.xml")
-for name, folder in {"AMENT_PREFIX_PATH": "$venv", "LD_LIBRARY_PATH": "$venv/lib"}.items():
-    folders = [path for path in os.environ.get(name, "").split(":") if path]
-    if folder not in folders:
-        os.environ[name] = ":".join([folder, *folders])
+prepend("AMENT_PREFIX_PATH", "$venv")
+if prepend("LD_LIBRARY_PATH", "$venv/lib"):  # the loader reads it only when a process starts
+    os.execv(sys.executable, sys.orig_argv)
 PYTHON
   printf '%s\n' "$venv/messages" "import unscene_ros_environment" \
     >"$site_packages/unscene_ros_environment.pth"
