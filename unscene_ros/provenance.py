@@ -7,7 +7,6 @@ import os
 import platform
 import resource
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +75,23 @@ def machine() -> str:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = _values(Path("/proc/cpuinfo"), "model name")
     return names[0] if names else platform.machine()
 
 
 def peak_memory_mb() -> float:
     """The most memory this process has held so far, in megabytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    # What getrusage says on Linux includes the process that started this one.
+    kilobytes = _values(Path("/proc/self/status"), "VmHWM")
+    if kilobytes:
+        return int(kilobytes[0].split()[0]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS counts bytes
+
+
+def _values(path: Path, key: str) -> list[str]:
+    """What follows `key:` in the lines of a file of the system; nothing where there is none."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError:
+        return []
+    return [line.partition(":")[2].strip() for line in lines if line.startswith(key)]
