@@ -19,7 +19,7 @@ from unscene_ros.scene import Camera, InputError
 core: Any = o3d.core
 geometry: Any = o3d.t.geometry
 
-# Open3D's defaults (blocks of 16, truncation 8) cost 1.3 times the time for twice the memory.
+# Open3D's defaults, blocks of 16 and 8 voxels, take twice the memory for the same surface.
 TRUNCATION_VOXELS = 4.0
 
 # All in 32-bit floats: Open3D's smaller layout keeps colours as integers and rounds their running
@@ -182,7 +182,7 @@ class VoxelBlocks:
         """Makes room for `capacity` blocks, or twice that where the plan allows."""
         if capacity <= self.capacity:
             return
-        # Three times as fast as Open3D's own growing, which indexes tensors block by block.
+        # Twice as fast as Open3D's own growing, which indexes tensors block by block.
         capacity = max(capacity, min(2 * capacity, self.most))
         bigger = VoxelBlocks(self.voxel_size_m, self.most, self._device, capacity)
         rows, keys = self.active()
