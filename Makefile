@@ -5,9 +5,6 @@ python := .venv/bin/python
 # The tests and the demo use real ROS 2 wherever it can be had: sourced, or as wheels for x86_64.
 test test-all: export UNSCENE_REQUIRE_ROS ?= $(if $(ROS_DISTRO)$(filter x86_64,$(shell uname -m)),1)
 demo: export UNSCENE_REQUIRE_ROS = 1
-# Test runs beside each other, or beside a robot on the same network, must not meet.
-test test-all: export ROS_DOMAIN_ID := $(shell shuf -i 1-100 -n 1)
-test test-all demo: export ROS_AUTOMATIC_DISCOVERY_RANGE = LOCALHOST
 
 help: ## lists the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
