@@ -1,11 +1,13 @@
 """The nodes' tests need rclpy: left out without it, an error when UNSCENE_REQUIRE_ROS=1."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+sys.path.append(str(Path(__file__).parents[1]))  # small_scan is beside this folder
 os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
 os.environ.setdefault(
@@ -36,10 +38,13 @@ class Ros:
         self._executor = None
         self._nodes = []
 
-    def start(self, *parameters):
-        """Starts ROS with parameters like "fusion.voxel_size_m:=0.05" for the nodes to come."""
-        arguments = [word for parameter in parameters for word in ("-p", parameter)]
-        rclpy.init(args=["--ros-args", *arguments] if arguments else None)
+    def start(self, *parameters, arguments=()):
+        """Starts ROS with parameters like "fusion.voxel_size_m:=0.05" for the nodes to come.
+
+        `arguments` is a whole command line, from --ros-args on.
+        """
+        words = [word for parameter in parameters for word in ("-p", parameter)]
+        rclpy.init(args=[*(arguments or ["--ros-args"]), *words] if arguments or words else None)
         self._executor = SingleThreadedExecutor()
 
     def add(self, node):

@@ -28,6 +28,7 @@ from unscene_ros.nodes.parameters import declare
 from unscene_ros.nodes.picture_topic import PictureTopic, Transport
 from unscene_ros.nodes.run import run
 from unscene_ros.nodes.warm_up import sample_mesh
+from unscene_ros.provenance import peak_memory_mb
 from unscene_ros.scene import Frame, InputError
 from unscene_ros.synchronization import FrameAssembler, StampedPicture, SynchronizationConfig
 from unscene_ros.transforms import TransformTree
@@ -164,6 +165,7 @@ class FusionNode(Node):
             "dropped": dict(self._drops.counts),
             "map": self._map.figures(),
             "latency_ms": self._latency.summary(),
+            "memory_mb": {"peak": peak_memory_mb()},
         }
         message = conversions.diagnostics_to_msg(
             self.get_name(), self.get_clock().now().to_msg(), self._drops.news(), values

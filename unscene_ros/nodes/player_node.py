@@ -39,7 +39,9 @@ class PlayerNodeConfig:
     rate: float = 1.0  # 2.0 plays twice as fast
     loop: bool = False  # start over at the end, with the recorded stamps again
     topics: tuple[str, ...] = ()  # what to play; everything when empty
-    wait_for: tuple[str, ...] = ()  # topics that need a subscriber before the first message
+    # Topics that need a subscriber before the first message; a raw name means its compressed topic
+    # where only that was recorded.
+    wait_for: tuple[str, ...] = ()
     wait_timeout_s: float = 60.0  # start without them after this time
 
     def __post_init__(self) -> None:
@@ -55,10 +57,13 @@ class PlayerNode(Node):
         config = self._config = declare(self, PlayerNodeConfig)
         if not config.bag:
             raise InputError("bag: expected the path of a recording, got none: add -p bag:=PATH")
+        if not Path(config.bag).exists():
+            raise InputError(f"bag {config.bag}: there is no such file or folder")
         self._bag = Bag(Path(config.bag))
         self._publisher_of = {
             topic: self._make_publisher(topic) for topic in self._topics_to_play()
         }
+        self._awaited = self._topics_to_wait_for()
         self._clock_publisher = self.create_publisher(ClockMsg, "/clock", qos.CLOCK)
         self._diagnostics_publisher = self.create_publisher(
             DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS
@@ -80,14 +85,11 @@ class PlayerNode(Node):
 
     def _topics_to_play(self) -> list[str]:
         """The wanted topics whose message types are installed here."""
-        config, known = self._config, self._bag.type_of
-        for name in (*config.topics, *config.wait_for):
-            if name not in known:
-                raise InputError(
-                    f"{config.bag}: there is no topic '{name}'. It holds:\n{self._bag.topic_list()}"
-                )
+        known = self._bag.type_of
+        for name in self._config.topics:
+            self._check_recorded(name, name in known)
         playable = []
-        for topic in config.topics or known:
+        for topic in self._config.topics or known:
             if _message_class(known[topic]) is None:
                 self.get_logger().warning(
                     f"not playing '{topic}': its type {known[topic]} is not installed"
@@ -95,6 +97,23 @@ class PlayerNode(Node):
             else:
                 playable.append(topic)
         return playable
+
+    def _topics_to_wait_for(self) -> list[str]:
+        awaited = []
+        for name in self._config.wait_for:
+            below = [
+                topic for topic in self._publisher_of if topic.startswith(f"{name}/compressed")
+            ]
+            self._check_recorded(name, name in self._publisher_of or bool(below))
+            awaited.append(name if name in self._publisher_of else below[0])
+        return awaited
+
+    def _check_recorded(self, name: str, is_recorded: bool) -> None:
+        if not is_recorded:
+            raise InputError(
+                f"{self._config.bag}: there is no topic '{name}'. It holds:\n"
+                f"{self._bag.topic_list()}"
+            )
 
     def _make_publisher(self, topic: str) -> Publisher:
         if topic.endswith("/tf_static"):
@@ -126,9 +145,8 @@ class PlayerNode(Node):
         """Topics that still need a subscriber."""
         return [
             topic
-            for topic in self._config.wait_for
-            if topic in self._publisher_of
-            and not self._publisher_of[topic].get_subscription_count()
+            for topic in self._awaited
+            if not self._publisher_of[topic].get_subscription_count()
         ]
 
     def _start(self, now: float) -> None:

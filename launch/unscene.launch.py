@@ -1,0 +1,132 @@
+"""The live system: fusion and segmentation, on request with a bag as the camera and with RViz."""
+
+from typing import List  # noqa: UP035 - as launch names it
+
+from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
+from launch.conditions import IfCondition
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, PythonExpression
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchDescription
+
+DISPLAYED = [
+    "fusion_node/mesh_markers",
+    "segmentation_node/instance_markers",
+    "segmentation_node/labelled_cloud",
+]
+
+
+def config_file(name):
+    """A file of the installed config folder."""
+    return PathJoinSubstitution([FindPackageShare("unscene_ros"), "config", name])
+
+
+def is_set(argument):
+    """ "True" when a launch argument is not empty."""
+    return PythonExpression(["'", LaunchConfiguration(argument), "' != ''"])
+
+
+ARGUMENTS = [
+    ("color_topic", "/camera/color/image_raw", "colour pictures; compressed ones are found below"),
+    (
+        "depth_topic",
+        "/camera/aligned_depth_to_color/image_raw",
+        "depth pictures; need not be aligned with the colour when TF connects both cameras",
+    ),
+    ("color_info_topic", "/camera/color/camera_info", "CameraInfo of the colour pictures"),
+    (
+        "depth_info_topic",
+        "/camera/aligned_depth_to_color/camera_info",
+        "CameraInfo of the depth pictures",
+    ),
+    ("world_frame", "map", "TF frame to build the map in, z up; odom where nothing localises"),
+    ("params_file", config_file("live.yaml"), "parameters of the nodes, over their defaults"),
+    ("checkpoint", "training-free", "a trained network's file, or training-free"),
+    ("device", "auto", "auto, cuda or cpu"),
+    ("bag", "", "a recording to play instead of a camera"),
+    ("use_sim_time", is_set("bag"), "take the time from /clock"),
+    ("rviz", "false", "open RViz with the map and the objects"),
+    ("namespace", "", "of the nodes and their topics"),
+    ("log_level", "info", "debug, info, warn or error"),
+]
+
+
+def generate_launch_description():
+    """Called by `ros2 launch unscene_ros unscene.launch.py`; -s lists the arguments."""
+    value = LaunchConfiguration
+    use_sim_time = ParameterValue(value("use_sim_time"), value_type=bool)
+    common = {
+        "package": "unscene_ros",
+        "namespace": value("namespace"),
+        "arguments": ["--ros-args", "--log-level", value("log_level")],
+        "output": "screen",
+    }
+    nodes = [
+        Node(
+            executable="fusion_node",
+            parameters=[
+                value("params_file"),
+                {
+                    "world_frame": value("world_frame"),
+                    "fusion": {"device": value("device")},
+                    "use_sim_time": use_sim_time,
+                },
+            ],
+            remappings=[
+                ("rgb/image", value("color_topic")),
+                ("rgb/camera_info", value("color_info_topic")),
+                ("depth/image", value("depth_topic")),
+                ("depth/camera_info", value("depth_info_topic")),
+            ],
+            **common,
+        ),
+        Node(
+            executable="segmentation_node",
+            parameters=[
+                value("params_file"),
+                {
+                    "checkpoint": value("checkpoint"),
+                    "device": value("device"),
+                    "use_sim_time": use_sim_time,
+                },
+            ],
+            **common,
+        ),
+        Node(
+            executable="player_node",
+            parameters=[
+                {
+                    "bag": value("bag"),
+                    # One text that is read as a list: a list of substitutions would be joined.
+                    "wait_for": ParameterValue(
+                        ["['", value("color_topic"), "', '", value("depth_topic"), "']"],
+                        value_type=List[str],  # noqa: UP006 - launch compares with this one
+                    ),
+                }
+            ],
+            condition=IfCondition(is_set("bag")),
+            **common,
+        ),
+        Node(
+            package="rviz2",
+            executable="rviz2",
+            namespace=value("namespace"),
+            arguments=["-d", config_file("unscene.rviz")],
+            # The config names the topics of an empty namespace.
+            remappings=[(f"/{topic}", topic) for topic in DISPLAYED],
+            parameters=[{"use_sim_time": use_sim_time}],
+            condition=IfCondition(value("rviz")),
+        ),
+    ]
+    return LaunchDescription(
+        [
+            *(
+                DeclareLaunchArgument(name, default_value=default, description=description)
+                for name, default, description in ARGUMENTS
+            ),
+            SetEnvironmentVariable("FASTDDS_DEFAULT_PROFILES_FILE", config_file("fastdds.xml")),
+            *nodes,
+        ]
+    )
