@@ -121,6 +121,18 @@ def test_a_folder_of_storage_files_without_metadata_is_a_recording(tmp_path):
     assert_same(open_recording(bag), make_frames())
 
 
+def test_the_files_of_a_split_bag_are_read_in_order_of_time(tmp_path):
+    frames = list(make_frames(6))
+    folder = tmp_path / "split"
+    folder.mkdir()
+    for name, part in (("split_10", frames[:3]), ("split_2", frames[3:])):
+        write_bag(tmp_path / name, part, BagFormat(color="png"))
+        (tmp_path / name / f"{name}.mcap").rename(folder / f"{name}.mcap")
+    recording = open_recording(folder)
+    assert len(recording) == 6
+    assert_same(recording, frames)
+
+
 def test_every_iteration_reads_the_recording_anew(tmp_path):
     recording = open_recording(bag_of(tmp_path / "bag", color="png"))
     assert len(list(itertools.islice(recording, 2))) == 2
@@ -614,6 +626,20 @@ def test_a_bag_folder_whose_file_is_cut_off_is_read_too(tmp_path):
     recording = open_recording(bag)
     assert len(list(recording)) > 30
     assert any("cut off" in warning for warning in recording.warnings)
+
+
+def test_a_bag_that_was_cut_off_before_its_first_message_says_so(tmp_path):
+    (file,) = bag_of(tmp_path / "bag").glob("*.mcap")
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(InputError, match=r"got none: .*cut off, read up to"):
+        open_recording(file)
+
+
+def test_an_empty_bag_says_so(tmp_path):
+    with BagWriter(tmp_path / "bag"):
+        pass
+    with pytest.raises(InputError, match="expected recorded messages, got none: it is empty"):
+        open_recording(tmp_path / "bag")
 
 
 def test_damage_in_the_middle_ends_the_reading_there(tmp_path):

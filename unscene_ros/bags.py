@@ -33,7 +33,7 @@ class Bag:
     """A bag folder, or one of its .mcap or .db3 files, open for reading."""
 
     def __init__(self, path: Path) -> None:
-        """Raises InputError when there is no readable bag at this path."""
+        """Raises InputError when there is no readable bag at this path, or an empty one."""
         self.path = path
         self.warnings: list[str] = []
         self._readers = self._open(path)
@@ -47,6 +47,9 @@ class Bag:
                 self.type_of[connection.topic] = connection.msgtype
                 count = self.count_of.get(connection.topic, 0) + connection.msgcount
                 self.count_of[connection.topic] = count
+        if not any(self.count_of.values()):
+            why = "; ".join(self.warnings) or "it is empty"
+            raise InputError(f"{path}: expected recorded messages, got none: {why}")
 
     def messages(
         self, topics: Collection[str], until_ns: int | None = None

@@ -7,6 +7,7 @@ equal size, pixel on pixel, as a pinhole camera without distortion would see the
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import cv2
@@ -150,12 +151,11 @@ class Registration:
         self.color_calibration = color
         self.color_from_depth = np.eye(4) if color_from_depth is None else color_from_depth
         self.camera = depth.camera
-        self._rays = _pixel_rays(self.camera)
-        self._depth_map = depth.project(self._rays) if depth.is_distorted else None
         shift = np.abs(self.color_from_depth - np.eye(4))
-        one_viewpoint = shift[:3, 3].max() < _SAME_PLACE_M and shift[:3, :3].max() < _SAME_DIRECTION
-        self._is_registered = one_viewpoint and color.equals(depth) and not depth.is_distorted
-        self._color_map = color.project(self._rays) if one_viewpoint else None
+        self._one_viewpoint = (
+            shift[:3, 3].max() < _SAME_PLACE_M and shift[:3, :3].max() < _SAME_DIRECTION
+        )
+        self._is_registered = self._one_viewpoint and color.equals(depth) and not depth.is_distorted
 
     def register(self, color: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Colour (H, W, 3) uint8 and depth (H, W) float32 of `camera`.
@@ -166,30 +166,75 @@ class Registration:
         """
         _check_size("depth", depth, self.depth_calibration)
         _check_size("colour", color, self.color_calibration)
-        if self._depth_map is not None:
-            depth = _remap(depth, self._depth_map, cv2.INTER_NEAREST)
         if self._is_registered:
             return color, depth
-        color_map = self._color_map
-        if color_map is None:
-            color_map = self.color_calibration.project(self._points_in_color_camera(depth))
-        seen = color_map[..., 0] > _UNSEEN
-        color = np.where(seen[..., None], _remap(color, color_map, cv2.INTER_LINEAR), np.uint8(0))
+        if self.depth_calibration.is_distorted:
+            depth = _remap(depth, self._depth_map, cv2.INTER_NEAREST)
+        if self._one_viewpoint:
+            color_map = self._color_map
+            seen = color_map[..., 0] > _UNSEEN
+        else:
+            if self.color_calibration.is_distorted:
+                color = _remap(color, self._color_lens_map, cv2.INTER_LINEAR)
+            color_map = self._color_map_at(depth)
+            seen = _remap(self._color_seen, color_map, cv2.INTER_NEAREST) > 0
+        color = _remap(color, color_map, cv2.INTER_LINEAR)
+        color[~seen] = 0
         return color, np.where(seen, depth, np.float32(0))
 
-    def _points_in_color_camera(self, depth: np.ndarray) -> np.ndarray:
-        """(H, W, 3); a pixel without depth is put at the median, so that it shows likely colour."""
+    def _color_map_at(self, depth: np.ndarray) -> np.ndarray:
+        """(H, W, 2) float32 pixels of the undistorted colour picture that show these surfaces.
+
+        A pixel without depth is put at the median depth, so that it shows a likely colour.
+        """
         readings = depth[depth > 0]
         filled = np.where(depth > 0, depth, np.median(readings) if len(readings) else 1.0)
-        points = self._rays * filled[..., None]
-        return points @ self.color_from_depth[:3, :3].T + self.color_from_depth[:3, 3]
+        points = self._turned_rays * filled[..., None].astype(np.float32) + self._shift
+        pixels = points[..., :2] / np.maximum(points[..., 2:], np.float32(1e-6))
+        k = self.color_calibration.intrinsics.astype(np.float32)
+        return pixels * k[[0, 1], [0, 1]] + k[:2, 2]
+
+    # What does not change from frame to frame. It is made for the first pictures that have the
+    # size which the calibration promises.
+
+    @cached_property
+    def _depth_map(self) -> np.ndarray:
+        """(H, W, 2) where each undistorted depth pixel lies in the raw picture."""
+        return self.depth_calibration.project(_pixel_rays(self.camera))
+
+    @cached_property
+    def _color_map(self) -> np.ndarray:
+        """(H, W, 2) raw colour pixels that share the depth pixels' rays: with one viewpoint."""
+        return self.color_calibration.project(_pixel_rays(self.camera))
+
+    @cached_property
+    def _color_lens_map(self) -> np.ndarray:
+        """(h, w, 2) where each undistorted colour pixel lies in the raw picture."""
+        return self.color_calibration.project(_pixel_rays(self.color_calibration.camera))
+
+    @cached_property
+    def _color_seen(self) -> np.ndarray:
+        """(h, w) uint8, 1 where the undistorted colour picture shows something."""
+        if self.color_calibration.is_distorted:
+            return (self._color_lens_map[..., 0] > _UNSEEN).astype(np.uint8)
+        return np.ones(self.color_calibration.size[::-1], np.uint8)
+
+    @cached_property
+    def _turned_rays(self) -> np.ndarray:
+        """(H, W, 3) float32 rays of the depth pixels in the colour camera's directions."""
+        rays = _pixel_rays(self.camera) @ self.color_from_depth[:3, :3].T
+        return rays.astype(np.float32)
+
+    @cached_property
+    def _shift(self) -> np.ndarray:
+        return self.color_from_depth[:3, 3].astype(np.float32)
 
 
 def _pixel_rays(camera: Camera) -> np.ndarray:
     """(H, W, 3) float64 points at z = 1 behind the pixel centres."""
     v, u = np.mgrid[: camera.height, : camera.width].astype(np.float64)
-    ones = np.ones_like(u)
-    return np.stack([u, v, ones], axis=-1) @ np.linalg.inv(camera.intrinsics).T
+    pixels = np.stack([u, v, np.ones_like(u)], axis=-1)
+    return pixels @ np.linalg.inv(camera.intrinsics).T
 
 
 def _remap(picture: np.ndarray, pixel_map: np.ndarray, interpolation: int) -> np.ndarray:

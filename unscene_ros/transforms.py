@@ -11,8 +11,8 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
+import cv2
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from unscene_ros.scene import InputError
 
@@ -59,9 +59,9 @@ def matrix_from_pose(translation: Sequence[float], quaternion_xyzw: Sequence[flo
 def interpolate_pose(first: np.ndarray, second: np.ndarray, fraction: float) -> np.ndarray:
     """The pose at `fraction` of the way from `first` to `second`, both (4, 4)."""
     rotation = first[:3, :3]
-    turn = Rotation.from_matrix(rotation.T @ second[:3, :3]).as_rotvec()
+    turn = cv2.Rodrigues(rotation.T @ second[:3, :3])[0]  # axis times angle
     pose = np.eye(4)
-    pose[:3, :3] = rotation @ Rotation.from_rotvec(fraction * turn).as_matrix()
+    pose[:3, :3] = rotation @ cv2.Rodrigues(fraction * turn)[0]
     pose[:3, 3] = (1 - fraction) * first[:3, 3] + fraction * second[:3, 3]
     return pose
 
