@@ -33,14 +33,15 @@ class BagPoses:
         """Raises InputError when there is neither TF nor a pose topic for this camera."""
         self.tf_topics = [topic for topic, kind in bag.type_of.items() if kind == TRANSFORMS]
         self.static_topics = [topic for topic in self.tf_topics if _is_static(topic)]
-        tree = self._sample_tree(bag, camera_frame, named.world_frame)
+        named_world = named.world_frame.strip("/")
+        tree = self._sample_tree(bag, {camera_frame.strip("/"), named_world} - {""})
         moves = tree.moves(camera_frame)
         self.pose_topic = named.pose or ("" if moves else found.pose)
         if self.pose_topic:
             frame = bag.first(self.pose_topic).header.frame_id
-            self.world_frame = named.world_frame or frame or "world"
+            self.world_frame = named_world or frame.strip("/") or "world"
             return
-        self.world_frame = named.world_frame or _choose_world_frame(bag, tree, camera_frame)
+        self.world_frame = named_world or _choose_world_frame(bag, tree, camera_frame)
         if self.world_frame not in tree.frames:
             raise InputError(
                 f"{bag.path}: the world frame '{self.world_frame}' is not in TF, which holds: "
@@ -53,13 +54,12 @@ class BagPoses:
         """Nothing read yet, for one pass over the bag."""
         return PosesSoFar(self.world_frame, bool(self.pose_topic), history_s)
 
-    def _sample_tree(self, bag: Bag, camera_frame: str, world_frame: str) -> TransformTree:
-        """The frames known after a few seconds, or later if these two come later."""
-        poses = PosesSoFar(world_frame, by_topic=False, history_s=_TREE_SAMPLE_NS / 1e9)
+    def _sample_tree(self, bag: Bag, wanted: set[str]) -> TransformTree:
+        """The frames known after a few seconds, or later if the wanted ones come later."""
+        poses = PosesSoFar("", by_topic=False, history_s=_TREE_SAMPLE_NS / 1e9)
         start_ns = None
         for message in bag.messages(self.tf_topics):
             start_ns = message.recorded_ns if start_ns is None else start_ns
-            wanted = {camera_frame.strip("/"), world_frame.strip("/")} - {""}
             if message.recorded_ns > start_ns + _TREE_SAMPLE_NS and wanted <= poses.tree.frames:
                 break
             try:
@@ -75,7 +75,8 @@ class PosesSoFar:
     def __init__(self, world_frame: str, by_topic: bool, history_s: float) -> None:
         self.tree = TransformTree(history_s)
         self._world_frame = world_frame
-        self._track = PoseTrack(history_s) if by_topic else None
+        self._by_topic = by_topic
+        self._track = PoseTrack(history_s)
         self._track_parent = self._track_child = ""
 
     def take_transforms(self, content: Any, message: BagMessage) -> None:
@@ -101,12 +102,11 @@ class PosesSoFar:
         else:
             inner = getattr(content.pose, "pose", content.pose)  # with covariance one level deeper
             pose = _matrix(inner.position, inner.orientation)
-        if self._track is not None:
-            self._track.add(stamp_ns_of(content.header, message), pose)
+        self._track.add(stamp_ns_of(content.header, message), pose)
 
     def world_from_camera(self, camera_frame: str, stamp_ns: int) -> np.ndarray:
         """The camera's pose (4, 4); raises TransformError saying what is missing."""
-        if self._track is None:
+        if not self._by_topic:
             return self.tree.lookup(self._world_frame, camera_frame, stamp_ns)
         try:
             parent_from_body = self._track.lookup(stamp_ns)
