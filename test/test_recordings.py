@@ -543,6 +543,22 @@ def test_wrong_names_are_explained(tmp_path, topics, words):
         open_recording(bag, topics)
 
 
+def test_a_malformed_topic_nobody_needs_is_no_obstacle(tmp_path):
+    """Its type is announced as Image, but what it carries is a CameraInfo."""
+    with BagWriter(tmp_path / "bag", BagFormat(color="png", depth="16UC1")) as writer:
+        for frame in make_frames():
+            writer.write_transform(MAP, OPTICAL, frame.stamp_ns, frame.world_from_camera)
+            write_frame(writer, frame)
+            writer.write_camera_info("/broken", CAMERA, OPTICAL, frame.stamp_ns)
+    metadata = tmp_path / "bag" / "metadata.yaml"
+    broken_from = metadata.read_text().index("/broken/camera_info")
+    head, tail = metadata.read_text()[:broken_from], metadata.read_text()[broken_from:]
+    metadata.write_text(head + tail.replace("msg/CameraInfo", "msg/Image", 1))
+    recording = open_recording(tmp_path / "bag")
+    assert_same(recording, make_frames())
+    assert "a message on '/broken/camera_info' is no sensor_msgs/msg/Image" in recording.warnings[0]
+
+
 # What is missing or broken
 
 

@@ -63,9 +63,9 @@ def choose_topics(bag: Bag, named: RecordingTopics) -> RecordingTopics:
     ):
         if name:
             _check_topic(bag, name, types)
-    images = [_look_at(bag, name) for name in _recorded(bag, IMAGE, COMPRESSED_IMAGE)]
-    depth = _choose_depth(bag, images, named.depth)
-    color = _choose_color(images, depth, named.color)
+    images = _image_topics(bag)
+    depth = _look_at(bag, named.depth) if named.depth else _choose_depth(bag, images)
+    color = _look_at(bag, named.color) if named.color else _choose_color(images, depth)
     infos = _recorded(bag, CAMERA_INFO)
     depth_info = named.depth_info or _info_of(depth.name, infos)
     color_info = named.color_info or (_info_of(color.name, infos) if color else "")
@@ -130,13 +130,22 @@ def _look_at(bag: Bag, name: str) -> _ImageTopic:
     return _ImageTopic(name, is_compressed, is_depth, message.header.frame_id)
 
 
+def _image_topics(bag: Bag) -> list[_ImageTopic]:
+    """All image topics whose first message is readable."""
+    images = []
+    for name in _recorded(bag, IMAGE, COMPRESSED_IMAGE):
+        try:
+            images.append(_look_at(bag, name))
+        except InputError as error:
+            bag.warn(str(error))
+    return images
+
+
 def _is_aligned(depth: _ImageTopic) -> bool:
     return depth.says("aligned", "registered")
 
 
-def _choose_depth(bag: Bag, images: list[_ImageTopic], named: str) -> _ImageTopic:
-    if named:
-        return next(image for image in images if image.name == named)
+def _choose_depth(bag: Bag, images: list[_ImageTopic]) -> _ImageTopic:
     candidates = [image for image in images if image.is_depth]
     if not candidates:
         raise InputError(
@@ -149,9 +158,7 @@ def _choose_depth(bag: Bag, images: list[_ImageTopic], named: str) -> _ImageTopi
     )
 
 
-def _choose_color(images: list[_ImageTopic], depth: _ImageTopic, named: str) -> _ImageTopic | None:
-    if named:
-        return next(image for image in images if image.name == named)
+def _choose_color(images: list[_ImageTopic], depth: _ImageTopic) -> _ImageTopic | None:
     candidates = [image for image in images if not image.is_depth]
     return min(
         candidates,
