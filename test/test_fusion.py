@@ -247,6 +247,18 @@ def test_blocks_beyond_the_radius_are_evicted_and_counted():
     assert np.array_equal(kept, vertices[vertices[:, 0] > 19])
 
 
+def test_mesh_after_evictions_is_that_of_all_that_is_left(tmp_path):
+    config = dataclasses.replace(CONFIG, max_radius_m=6.0)
+    volume = TsdfVolume(config)
+    for x in range(0, 21, 2):
+        for _ in range(3):
+            volume.integrate(moved(wall(), x))
+        mesh = volume.extract_mesh()
+    assert volume.evicted_blocks > 0
+    volume.save(tmp_path / "map.npz")
+    assert_same(mesh, TsdfVolume.load(tmp_path / "map.npz", config).extract_mesh())
+
+
 def test_memory_stays_below_the_limit_and_the_oldest_blocks_go_first():
     config = FusionConfig(voxel_size_m=0.02, min_weight=1, max_megabytes=64, max_radius_m=1000)
     volume = TsdfVolume(config)
