@@ -250,9 +250,9 @@ def test_blocks_beyond_the_radius_are_evicted_and_counted():
 def test_mesh_after_evictions_is_that_of_all_that_is_left(tmp_path):
     config = dataclasses.replace(CONFIG, max_radius_m=6.0)
     volume = TsdfVolume(config)
-    for x in range(0, 21, 2):
+    for x in range(0, 21, 2):  # towards -x: what is left has cells with corners in what went
         for _ in range(3):
-            volume.integrate(moved(wall(), x))
+            volume.integrate(moved(wall(), -x))
         mesh = volume.extract_mesh()
     assert volume.evicted_blocks > 0
     volume.save(tmp_path / "map.npz")
