@@ -31,7 +31,15 @@ setup(
     ],
     extras_require={
         "learning": ["torch", "transformers", "safetensors"],
-        "test": ["pytest", "pytest-benchmark", "pytest-timeout", "hypothesis", "ruff", "mypy"],
+        "test": [
+            "pytest",
+            "pytest-benchmark",
+            "pytest-timeout",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "types-PyYAML",
+        ],
     },
     entry_points={
         "console_scripts": [
