@@ -102,6 +102,7 @@ def test_mistakes_are_one_line_and_exit_code_two(received, capsys, tmp_path):
     replay = ["replay", "bag", "-o", "out"]
     assert "fusion.voxel_size_m" in fail(capsys, *replay, "--set", "fusion.voxel=0.1")
     assert "did you mean" in fail(capsys, *replay, "--set", "replay.segment_every=3")
+    assert "0 (only at the end)" in fail(capsys, *replay, "--segment-every", "-1")
     assert "section.key=value" in fail(capsys, *replay, "--set", "fusion")
     assert "none.yaml" in fail(capsys, *replay, "--config", str(tmp_path / "none.yaml"))
     assert received == []

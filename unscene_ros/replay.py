@@ -55,6 +55,13 @@ class ReplayConfig:
     topics: RecordingTopics = field(default_factory=RecordingTopics)
     synchronization: SynchronizationConfig = field(default_factory=SynchronizationConfig)
 
+    def __post_init__(self) -> None:
+        if self.segment_every_frames < 0:
+            raise InputError(
+                "replay.segment_every_frames: expected 0 (only at the end) or more, "
+                f"got {self.segment_every_frames}"
+            )
+
 
 class _Run:
     """The stages with their state, as a live system has them."""
@@ -107,7 +114,8 @@ def replay(
     the evaluation fails or the user stops the run, everything computed so far is written, `error`
     in metrics.json says what happened, and only then that is raised.
     """
-    started = _start(seed)
+    started = time.monotonic()
+    _seed_libraries(seed)
     config, options, output = config or PipelineConfig(), options or ReplayConfig(), Path(output)
     prepare_output_folder(output)
     truth = read_ground_truth(ground_truth) if ground_truth else None
@@ -146,7 +154,8 @@ def segment_file(
     seed: int = 0,
 ) -> dict[str, Any]:
     """Finds the instances in a mesh or point cloud file; writes and returns as `replay` does."""
-    started = _start(seed)
+    started = time.monotonic()
+    _seed_libraries(seed)
     config, output, latency = config or PipelineConfig(), Path(output), Latency()
     prepare_output_folder(output)
     with latency.measure("reading"):
@@ -168,15 +177,11 @@ def segment_file(
     return metrics
 
 
-def _start(seed: int) -> float:
-    """Seeds the generators that libraries share and returns the time on the monotonic clock.
-
-    The stages draw nothing from them; a library that does, gives the same result again.
-    """
+def _seed_libraries(seed: int) -> None:
+    """The stages draw nothing at random; a library that does gives the same result again."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     o3d.utility.random.seed(seed)
-    return time.monotonic()
 
 
 def _map_metrics(prediction: Prediction, latency: Latency) -> dict[str, Any]:
