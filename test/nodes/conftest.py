@@ -67,6 +67,7 @@ class Ros:
     def stop(self):
         for node in self._nodes:
             node.destroy_node()
+        self._nodes.clear()
         rclpy.try_shutdown()
 
 

@@ -59,6 +59,7 @@ class FusionNode(Node):
 
     def __init__(self) -> None:
         super().__init__("fusion_node")
+        self._threads: list[NewestWorker | MapPublisher] = []
         config = self._config = declare(self, FusionNodeConfig)
         sample_mesh(config.fusion)
         self._drops = DropLog(self.get_logger().warning)
@@ -82,6 +83,7 @@ class FusionNode(Node):
             on_failure=lambda _, error: self._drops.add("failed", repr(error)),
             capacity=config.max_waiting_frames,
         )
+        self._threads = [self._worker, self._map]
         self._keyframe_publisher = self.create_publisher(
             Keyframe, "~/keyframes", qos.latched(config.keyframes.max_frames)
         )
@@ -173,9 +175,9 @@ class FusionNode(Node):
         self._diagnostics_publisher.publish(message)
 
     def destroy_node(self) -> None:
-        """Ends the threads first: they publish."""
-        self._worker.stop()
-        self._map.stop()
+        """Ends the threads first, as they publish; there are none when starting failed."""
+        for thread in self._threads:
+            thread.stop()
         super().destroy_node()
 
 

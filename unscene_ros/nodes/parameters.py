@@ -22,7 +22,8 @@ def declare(node: Node, config_class: type[Config], prefix: str = "") -> Config:
 
     `fusion.voxel_size_m` is field `voxel_size_m` of section `fusion`. Parameters are read once,
     when the node starts, and are read-only from then on. Raises InputError for a value of a wrong
-    type and for a parameter under `prefix` that does not exist, naming the nearest one.
+    type and for a parameter under `prefix` that does not exist, naming the nearest one; a file for
+    several nodes therefore names each node.
     """
     config = from_dict(config_class, _overrides(node, prefix), prefix)
     for name, value, description in _parameters(config, prefix):

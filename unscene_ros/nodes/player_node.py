@@ -39,8 +39,8 @@ class PlayerNodeConfig:
     rate: float = 1.0  # 2.0 plays twice as fast
     loop: bool = False  # start over at the end, with the recorded stamps again
     topics: tuple[str, ...] = ()  # what to play; everything when empty
-    # Topics that need a subscriber before the first message; a raw name means its compressed topic
-    # where only that was recorded.
+    # Topics that need a subscriber before the first message, two if named twice; a raw name means
+    # its compressed topic where only that was recorded.
     wait_for: tuple[str, ...] = ()
     wait_timeout_s: float = 60.0  # start without them after this time
 
@@ -63,7 +63,7 @@ class PlayerNode(Node):
         self._publisher_of = {
             topic: self._make_publisher(topic) for topic in self._topics_to_play()
         }
-        self._awaited = self._topics_to_wait_for()
+        self._awaited = self._subscribers_to_wait_for()
         self._clock_publisher = self.create_publisher(ClockMsg, "/clock", qos.CLOCK)
         self._diagnostics_publisher = self.create_publisher(
             DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS
@@ -98,14 +98,15 @@ class PlayerNode(Node):
                 playable.append(topic)
         return playable
 
-    def _topics_to_wait_for(self) -> list[str]:
-        awaited = []
+    def _subscribers_to_wait_for(self) -> Counter[str]:
+        """How many subscribers each topic needs."""
+        awaited: Counter[str] = Counter()
         for name in self._config.wait_for:
             below = [
                 topic for topic in self._publisher_of if topic.startswith(f"{name}/compressed")
             ]
             self._check_recorded(name, name in self._publisher_of or bool(below))
-            awaited.append(name if name in self._publisher_of else below[0])
+            awaited[name if name in self._publisher_of else below[0]] += 1
         return awaited
 
     def _check_recorded(self, name: str, is_recorded: bool) -> None:
@@ -142,16 +143,18 @@ class PlayerNode(Node):
                 self._end(now)
 
     def _unmatched(self) -> list[str]:
-        """Topics that still need a subscriber."""
+        """Topics that still lack subscribers."""
         return [
             topic
-            for topic in self._awaited
-            if not self._publisher_of[topic].get_subscription_count()
+            for topic, count in self._awaited.items()
+            if self._publisher_of[topic].get_subscription_count() < count
         ]
 
     def _start(self, now: float) -> None:
         if unmatched := self._unmatched():
-            self.get_logger().warning(f"starting, although nobody listens to {unmatched}")
+            self.get_logger().warning(
+                f"starting, although these topics lack subscribers: {unmatched}"
+            )
         self._started_at = now
         self.get_logger().info(
             f"playing {self._config.bag} at {self._config.rate:g}x: {', '.join(self._publisher_of)}"

@@ -1,0 +1,51 @@
+"""The bundled recording at its own speed through the live nodes: losses, latency, first objects."""
+
+import statistics
+import tempfile
+from pathlib import Path
+
+from benchmarks import LeftOut
+
+RECORDING = Path(__file__).parents[1] / "data" / "office_kitchen"
+RUNS = 3
+
+
+def received() -> dict:
+    """What a subscriber got of one run."""
+    from unscene_ros.nodes.live_run import LiveRun
+    from unscene_ros.nodes.played_bag import PlayedBag
+
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LiveRun(PlayedBag.open(RECORDING), Path(folder)) as run,
+    ):
+        return run.play().received
+
+
+def row(name: str, values: list[float], unit: str) -> dict:
+    return {
+        "area": "live",
+        "name": name,
+        "value": statistics.median(values),
+        "unit": unit,
+        "peer": None,
+        "peer_value": None,
+        "ratio": None,
+        "runs": len(values),
+    }
+
+
+def rows() -> list[dict]:
+    try:
+        import rclpy  # noqa: F401
+        import unscene_ros.msg  # noqa: F401
+    except ImportError as error:
+        raise LeftOut(f"live_*: ROS 2 is not installed ({error})") from error
+    runs = [received() for _ in range(RUNS)]
+    late = [run["stamp_to_marker_ms"] for run in runs]
+    return [
+        row("live_drop_share", [run["drop_share"] for run in runs], "share"),
+        row("live_latency_p50_ms", [each["p50"] for each in late], "ms"),
+        row("live_latency_p95_ms", [each["p95"] for each in late], "ms"),
+        row("live_first_instances_s", [run["first_instances_s"] for run in runs], "s"),
+    ]

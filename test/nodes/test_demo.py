@@ -1,0 +1,124 @@
+"""The live system as a user starts it: processes that talk over DDS, and what came of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from small_scan import small_frames
+
+from training.scans.to_bag import BagFormat, BagWriter, write_bag
+from unscene_ros.nodes import demo
+from unscene_ros.nodes.live_run import LiveRun
+from unscene_ros.nodes.node_process import LiveRunFailed
+from unscene_ros.nodes.played_bag import PlayedBag
+from unscene_ros.scene import InputError
+from unscene_ros.storage import read_mesh
+
+FRAMES = 15
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory):
+    """Two boxes on a floor, three seconds, compressed as on a robot."""
+    path = tmp_path_factory.mktemp("bags") / "two_boxes"
+    write_bag(path, small_frames(FRAMES))
+    return path
+
+
+def children_of(pid):
+    return [p for p in psutil.Process(pid).children(recursive=True) if p.is_running()]
+
+
+def test_a_recording_becomes_markers_and_a_report(bag, tmp_path, capsys):
+    assert demo.main([str(bag), "-o", str(tmp_path)]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["frames"] == {"read": FRAMES, "used": FRAMES, "dropped": {}}
+    assert metrics["instances"] >= 2
+    received = metrics["received"]
+    for topic in ("instance_array", "instance_markers", "labelled_cloud"):
+        assert received["topics"][f"/segmentation_node/{topic}"]["messages"] >= 1
+    for topic in ("mesh", "mesh_markers", "keyframes"):
+        assert received["topics"][f"/fusion_node/{topic}"]["messages"] >= 1
+    assert received["first_instances_s"] > 0
+    assert received["drop_share"] == 0
+    assert received["stamp_to_marker_ms"]["p95"] > 0
+    assert {"fusion", "meshing", "segmentation", "tracking"} <= set(metrics["latency_ms"])
+    mesh = read_mesh(tmp_path / "mesh.ply")
+    with np.load(tmp_path / "instances.npz") as instances:
+        assert len(instances["instance_of_vertex"]) == len(mesh.vertices) > 1000
+        assert len(instances["masks"]) == len(set(instances["track_ids"])) == metrics["instances"]
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+    assert f"{FRAMES} of {FRAMES} frames" in capsys.readouterr().out
+    assert not children_of(os.getpid())
+
+
+def test_a_node_that_dies_is_named_with_its_last_words(bag, tmp_path):
+    parameters = {"segmentation_node": {"checkpoint": "/nowhere/network.pt"}}
+    with (
+        pytest.raises(LiveRunFailed, match=r"(?s)segmentation_node.*exit code 2.*/nowhere"),
+        LiveRun(PlayedBag.open(bag), tmp_path, parameters=parameters) as run,
+    ):
+        run.play()
+    assert not children_of(os.getpid())
+
+
+def test_a_demo_that_is_interrupted_leaves_no_process_behind(bag, tmp_path):
+    command = [sys.executable, "-m", "unscene_ros.nodes.demo", str(bag), "-o", str(tmp_path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    end = time.monotonic() + 60
+    while not (tmp_path / "logs" / "segmentation_node.log").exists():
+        assert time.monotonic() < end and process.poll() is None
+        time.sleep(0.1)
+    nodes = children_of(process.pid)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == demo.INTERRUPTED
+    assert "interrupted" in errors
+    assert len(nodes) >= 2
+    assert not any(node.is_running() for node in nodes)
+
+
+def test_the_topics_of_a_bag_reach_the_inputs(bag):
+    played = PlayedBag.open(bag)
+    assert played.fusion_remappings == {
+        "rgb/image": "/camera/color/image_raw",
+        "depth/image": "/camera/depth/image_raw",
+        "rgb/camera_info": "/camera/color/camera_info",
+        "depth/camera_info": "/camera/depth/camera_info",
+    }
+    assert played.player_remappings == {}
+    assert (played.world_frame, played.depth_pictures) == ("map", FRAMES)
+    assert {"/tf", "/tf_static"} < set(played.topics)
+
+
+def test_a_bag_that_the_live_nodes_cannot_use_is_a_users_mistake(tmp_path, capsys):
+    for name, write in {
+        "no_tf": lambda writer, frame: (
+            writer.write_camera_info("/camera/depth", frame.camera, "camera", frame.stamp_ns),
+            writer.write_color(frame.color, "camera", frame.stamp_ns),
+            writer.write_depth(frame.depth, "camera", frame.stamp_ns),
+        ),
+        "no_colour": lambda writer, frame: (
+            writer.write_camera_info("/camera/depth", frame.camera, "camera", frame.stamp_ns),
+            writer.write_depth(frame.depth, "camera", frame.stamp_ns),
+            writer.write_transform("map", "camera", frame.stamp_ns, frame.world_from_camera),
+        ),
+    }.items():
+        with BagWriter(tmp_path / name, BagFormat(depth="16UC1")) as writer:
+            for frame in small_frames(2):
+                write(writer, frame)
+        with pytest.raises(InputError, match=name):
+            PlayedBag.open(tmp_path / name)
+    assert demo.main([str(tmp_path / "nothing"), "-o", str(tmp_path / "out")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_the_default_recording_is_the_bundled_one():
+    assert Path(demo.BUNDLED_RECORDING, "metadata.yaml").is_file()

@@ -1,0 +1,207 @@
+"""The launch file against stand-ins for the launch packages, which only a ROS installation has.
+
+Every node is started with exactly the arguments that `ros2 launch` would give it.
+"""
+
+import importlib
+import runpy
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+LAUNCH_FILE = REPOSITORY / "launch" / "unscene.launch.py"
+BAG = REPOSITORY / "test" / "data" / "office_kitchen"
+BAG_TOPICS = {
+    "bag": str(BAG),
+    "color_topic": "/camera/color/image_raw",
+    "depth_topic": "/camera/depth/image_raw",
+    "color_info_topic": "/camera/color/camera_info",
+    "depth_info_topic": "/camera/depth/camera_info",
+}
+
+
+class Recorded:
+    """A class of the launch packages that only remembers what it was given."""
+
+    def __init__(self, *positional, **named):
+        self.positional, self.named = positional, named
+
+
+NAMES = {
+    "launch": ["LaunchDescription"],
+    "launch.actions": ["DeclareLaunchArgument", "SetEnvironmentVariable"],
+    "launch.conditions": ["IfCondition"],
+    "launch.substitutions": ["LaunchConfiguration", "PathJoinSubstitution", "PythonExpression"],
+    "launch_ros": [],
+    "launch_ros.actions": ["Node"],
+    "launch_ros.parameter_descriptions": ["ParameterValue"],
+    "launch_ros.substitutions": ["FindPackageShare"],
+}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """launched(**arguments) -> Launched, as `ros2 launch ... name:=value` would start it."""
+    for module_name, class_names in NAMES.items():
+        module = ModuleType(module_name)
+        for class_name in class_names:
+            setattr(module, class_name, type(class_name, (Recorded,), {}))
+        monkeypatch.setitem(sys.modules, module_name, module)
+    return lambda **arguments: Launched(arguments)
+
+
+class Launched:
+    """The launch description, its substitutions filled in."""
+
+    def __init__(self, arguments):
+        description = runpy.run_path(str(LAUNCH_FILE))["generate_launch_description"]()
+        [actions] = description.positional
+        self.used = set()
+        self.declared = {
+            action.positional[0]: action.named
+            for action in self._of(actions, "DeclareLaunchArgument")
+        }
+        assert set(arguments) <= set(self.declared)
+        self._arguments = arguments
+        self.environment = {
+            name: self.text(value)
+            for name, value in (a.positional for a in self._of(actions, "SetEnvironmentVariable"))
+        }
+        self.nodes = {
+            node.named["executable"]: node.named
+            for node in self._of(actions, "Node")
+            if self._runs(node)
+        }
+
+    @staticmethod
+    def _of(actions, kind):
+        return [action for action in actions if type(action).__name__ == kind]
+
+    def _runs(self, node):
+        condition = node.named.get("condition")
+        return condition is None or self.text(condition.positional[0]).lower() == "true"
+
+    def text(self, value):
+        """What a substitution, a text or a list of both becomes."""
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list):
+            return "".join(self.text(part) for part in value)
+        kind = type(value).__name__
+        [inner] = value.positional
+        if kind == "LaunchConfiguration":
+            self.used.add(inner)
+            return self.text(self._arguments.get(inner, self.declared[inner]["default_value"]))
+        if kind == "PathJoinSubstitution":
+            return "/".join(self.text(part) for part in inner)
+        if kind == "PythonExpression":
+            return str(eval(self.text(inner), {}))
+        assert kind == "FindPackageShare" and inner == "unscene_ros"
+        return str(REPOSITORY)
+
+    def ros_arguments(self, executable):
+        """The command line of a node."""
+        node = self.nodes[executable]
+        arguments = [self.text(argument) for argument in node.get("arguments", ["--ros-args"])]
+        if namespace := self.text(node["namespace"]):
+            arguments += ["-r", f"__ns:=/{namespace}"]
+        for parameters in node.get("parameters", []):
+            if isinstance(parameters, dict):
+                for name, value in self._flat(parameters):
+                    arguments += ["-p", f"{name}:={value}"]
+            else:
+                arguments += ["--params-file", self.text(parameters)]
+        for name, target in node.get("remappings", []):
+            arguments += ["-r", f"{name}:={self.text(target)}"]
+        return arguments
+
+    def _flat(self, parameters, prefix=""):
+        for name, value in parameters.items():
+            if isinstance(value, dict):
+                yield from self._flat(value, f"{prefix}{name}.")
+            elif type(value).__name__ == "ParameterValue":
+                yield prefix + name, self.text(value.positional[0])
+            else:
+                yield prefix + name, self.text(value) or "''"
+
+
+def node_of(executable):
+    module = importlib.import_module(f"unscene_ros.nodes.{executable}")
+    assert callable(module.main)
+    return getattr(module, "".join(word.title() for word in executable.split("_")))
+
+
+def test_by_default_the_two_nodes_start_and_nothing_else(launched):
+    assert set(launched().nodes) == {"fusion_node", "segmentation_node"}
+
+
+def test_a_bag_adds_the_player_and_simulated_time(launched):
+    launch = launched(bag="/some/bag")
+    assert set(launch.nodes) == {"fusion_node", "segmentation_node", "player_node"}
+    assert "use_sim_time:=True" in launch.ros_arguments("fusion_node")
+    assert "use_sim_time:=False" in launched().ros_arguments("fusion_node")
+
+
+def test_rviz_starts_on_request_with_the_config_that_is_installed(launched):
+    rviz = launched(rviz="true").nodes["rviz2"]
+    flag, path = rviz["arguments"]
+    assert flag == "-d"
+    assert Path(launched(rviz="true").text(path)).is_file()
+
+
+def test_every_argument_is_explained_and_used_and_every_file_is_there(launched):
+    launch = launched(**BAG_TOPICS, rviz="true")
+    for executable in launch.nodes:
+        launch.ros_arguments(executable) if executable != "rviz2" else None
+    assert launch.used == set(launch.declared)
+    assert all(declared["description"] for declared in launch.declared.values())
+    assert Path(launch.environment["FASTDDS_DEFAULT_PROFILES_FILE"]).is_file()
+
+
+@pytest.mark.parametrize("executable", ["fusion_node", "segmentation_node", "player_node"])
+@pytest.mark.parametrize("namespace", ["", "robot"])
+def test_each_node_starts_with_the_arguments_it_gets(ros, launched, executable, namespace):
+    launch = launched(**BAG_TOPICS, namespace=namespace, device="cpu", world_frame="odom")
+    ros.start(arguments=launch.ros_arguments(executable))
+    node = ros.add(node_of(executable)())
+    assert node.get_namespace() == f"/{namespace}"
+    if executable == "fusion_node":
+        assert node.get_parameter("world_frame").value == "odom"
+        assert node.get_parameter("fusion.max_megabytes").value == 512.0  # from live.yaml
+        subscribed = {subscription.topic_name for subscription in node.subscriptions}
+        expected = {value for name, value in BAG_TOPICS.items() if name != "bag"}
+        assert expected <= subscribed  # each remapping met a name that the node uses
+
+
+def test_what_fusion_publishes_is_where_segmentation_listens_in_any_namespace(ros, launched):
+    launch = launched(namespace="robot")
+    ros.start(arguments=launch.ros_arguments("fusion_node"))
+    fusion = ros.add(node_of("fusion_node")())
+    published = {publisher.topic_name for publisher in fusion.publishers}
+    ros.stop()
+    ros.start(arguments=launch.ros_arguments("segmentation_node"))
+    segmentation = ros.add(node_of("segmentation_node")())
+    listened = {subscription.topic_name for subscription in segmentation.subscriptions}
+    assert {"/robot/fusion_node/mesh", "/robot/fusion_node/keyframes"} <= published & listened
+
+
+def displays():
+    config = yaml.safe_load((REPOSITORY / "config" / "unscene.rviz").read_text())
+    return [d for d in config["Visualization Manager"]["Displays"] if "Topic" in d]
+
+
+def test_rviz_shows_topics_that_are_published_with_a_delivery_that_fits(ros, launched):
+    ros.start()
+    nodes = [ros.add(node_of(name)()) for name in ("fusion_node", "segmentation_node")]
+    profiles = {p.topic_name: p.qos_profile for node in nodes for p in node.publishers}
+    remapped = {name for name, _ in launched(rviz="true").nodes["rviz2"]["remappings"]}
+    assert {display["Topic"]["Value"] for display in displays()} == remapped
+    for display in displays():
+        profile = profiles[display["Topic"]["Value"]]
+        wanted = display["Topic"]["Durability Policy"].upper().replace(" ", "_")
+        assert profile.durability.name == wanted
+        assert profile.reliability.name == "RELIABLE"
