@@ -65,7 +65,8 @@ def table(rows: list[dict], title: str) -> Table:
     """The rows for people: four digits, and nothing where there is no peer."""
     result = Table(title=title, title_justify="left")
     for key in ROW:
-        result.add_column(key, overflow="fold")
+        wide = key in ("unit", "peer")
+        result.add_column(key.replace("_", " "), overflow="fold", no_wrap=not wide)
     for row in rows:
         cells = [row[key] for key in ROW]
         result.add_row(
@@ -101,7 +102,7 @@ def main() -> int:
     parser.add_argument("--only", type=chosen, metavar="WORD,...", help="only stages named so")
     names = parser.parse_args().only or available()
 
-    console = Console()
+    console = Console(width=max(120, Console().width))  # the table needs it, also in a log
     title = machine()
     results = measure(names, OUTPUT, console)
     console.print(table(results.rows, title))
