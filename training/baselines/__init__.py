@@ -1,0 +1,1 @@
+"""Classical instance segmentation without learning, to compare with: one module per method."""
