@@ -39,6 +39,7 @@ class Latency:
 
 
 def _summary_ms(seconds: list[float]) -> dict[str, float]:
-    milliseconds = np.round(np.array(seconds) * 1000, 3)
+    milliseconds = np.array(seconds) * 1000
     p50, p95 = np.percentile(milliseconds, (50, 95))
-    return {"p50": float(p50), "p95": float(p95), "max": float(milliseconds.max())}
+    values = {"p50": p50, "p95": p95, "max": milliseconds.max()}
+    return {name: round(float(value), 3) for name, value in values.items()}

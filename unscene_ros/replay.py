@@ -120,7 +120,7 @@ def replay(
     prepare_output_folder(output)
     truth = read_ground_truth(ground_truth) if ground_truth else None
     recording = open_recording(recording_path, options.topics, options.synchronization)
-    run = _Run(config, load_segmenter(segmenter_name))
+    run = _Run(config, load_segmenter(segmenter_name, config.segmentation))
     failure = _feed(run, recording, options, output)
     dropped = dict(Counter(recording.dropped) + run.volume.dropped)
     if not run.volume.frames:
@@ -160,7 +160,7 @@ def segment_file(
     prepare_output_folder(output)
     with latency.measure("reading"):
         mesh = read_mesh(mesh_path)
-    segmenter = load_segmenter(segmenter_name)
+    segmenter = load_segmenter(segmenter_name, config.segmentation)
     with latency.measure("segmentation"):
         segments, instances = segment_mesh(mesh, segmenter)
     track_ids = np.arange(1, len(instances.masks) + 1, dtype=np.int32)
