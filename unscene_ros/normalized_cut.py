@@ -7,12 +7,14 @@ Malik, PAMI 2000 (the relaxation); Wang et al., CVPR 2023 (masked, repeated cuts
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
 import scipy.sparse
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+
+Graph = Any  # (N, N) symmetric weights: a numpy array, or a scipy sparse array
 
 # Below this many nodes the dense solver is the faster one (measured, two cores).
 _DENSE_BELOW = 120
@@ -40,7 +42,7 @@ class Cut:
     cost: float
 
 
-def cut_graph(edges: np.ndarray | scipy.sparse.spmatrix, config: NormalizedCutConfig) -> Cut | None:
+def cut_graph(edges: Graph, config: NormalizedCutConfig) -> Cut | None:
     """The best normalised bipartition of a graph, or None where there is nothing to cut.
 
     edges (N, N): symmetric weights in 0..1, dense or sparse. The graph that is cut is
@@ -61,7 +63,7 @@ def cut_graph(edges: np.ndarray | scipy.sparse.spmatrix, config: NormalizedCutCo
 
 
 def masked_cuts(
-    edges: np.ndarray | scipy.sparse.spmatrix,
+    edges: Graph,
     neighbors: np.ndarray,
     sizes: np.ndarray,
     config: NormalizedCutConfig,
@@ -111,13 +113,13 @@ def connected_parts(nodes: np.ndarray, neighbors: np.ndarray, count: int) -> lis
     return [inside & (part_of_node == label) for label in labels]
 
 
-def _subgraph(edges: np.ndarray | scipy.sparse.spmatrix, nodes: np.ndarray):
+def _subgraph(edges: Graph, nodes: np.ndarray):
     if len(nodes) == edges.shape[0]:
         return edges
     return edges[nodes][:, nodes] if scipy.sparse.issparse(edges) else edges[np.ix_(nodes, nodes)]
 
 
-def _is_complete(edges: np.ndarray | scipy.sparse.spmatrix) -> bool:
+def _is_complete(edges: Graph) -> bool:
     """Whether every pair has the same weight: any bipartition is then as good as any other."""
     if scipy.sparse.issparse(edges):
         return edges.nnz == 0
@@ -129,13 +131,13 @@ def _is_complete(edges: np.ndarray | scipy.sparse.spmatrix) -> bool:
     return not different.any()
 
 
-def _degrees(edges: np.ndarray | scipy.sparse.spmatrix, background: float) -> np.ndarray:
+def _degrees(edges: Graph, background: float) -> np.ndarray:
     count = edges.shape[0]
     row_sums = np.asarray(edges.sum(axis=1, dtype=np.float64)).reshape(count)
     return (1 - background) * row_sums + background * count
 
 
-def _solve_lanczos(edges: np.ndarray | scipy.sparse.spmatrix, background: float):
+def _solve_lanczos(edges: Graph, background: float):
     """(cost, vector) by Lanczos on D^-1/2 W D^-1/2 with its known first eigenvector removed."""
     count = edges.shape[0]
     degrees = _degrees(edges, background)
@@ -162,7 +164,7 @@ def _solve_lanczos(edges: np.ndarray | scipy.sparse.spmatrix, background: float)
     return float(1 - values[0]), vectors[:, 0] * scale
 
 
-def _solve_dense(edges: np.ndarray | scipy.sparse.spmatrix, background: float):
+def _solve_dense(edges: Graph, background: float):
     """(cost, vector) by a full symmetric solver: for small graphs, and where Lanczos gives up."""
     dense = edges.toarray() if scipy.sparse.issparse(edges) else edges
     weights = background + (1 - background) * dense.astype(np.float64)

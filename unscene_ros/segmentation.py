@@ -1,0 +1,142 @@
+"""Mesh + segments -> instances: nodes and replay call `load_segmenter(name).segment(...)`.
+
+The segmenter that needs no training groups segments in three steps: floor, ceiling and walls are
+taken away; what is left is merged by growing contrast and cut by normalised cuts, which gives
+many overlapping hypotheses; these are scored and thinned out. No truth, no learned weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from unscene_ros.contrast import ContrastConfig, measure_contrasts
+from unscene_ros.hypotheses import best_instances, cut_hypotheses, merge_hypotheses
+from unscene_ros.image_features import (
+    FeatureProvider,
+    ImageFeaturesConfig,
+    lift_maps,
+    load_image_features,
+    segment_features,
+)
+from unscene_ros.merging import merge_segments
+from unscene_ros.normalized_cut import NormalizedCutConfig
+from unscene_ros.oversegmentation import OversegmentationConfig
+from unscene_ros.scene import Frame, InputError, Instances, Mesh, Segments
+from unscene_ros.structure import StructureConfig, find_structure, vertex_areas
+
+
+class Segmenter(Protocol):
+    """What the pipeline needs of anything that finds instances."""
+
+    oversegmentation: OversegmentationConfig
+
+    def segment(self, mesh: Mesh, segments: Segments, keyframes: Sequence[Frame] = ()) -> Instances:
+        """Instances as masks over the segments."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFreeConfig:
+    """Settings of the training-free segmenter, chosen on procedural rooms of training seeds."""
+
+    oversegmentation: OversegmentationConfig = field(
+        # Finer than the default: a mask can be no better than the segments it is made of.
+        default_factory=lambda: OversegmentationConfig(k=0.03, min_vertices=10)
+    )
+    structure: StructureConfig = field(default_factory=StructureConfig)
+    image_features: ImageFeaturesConfig = field(default_factory=ImageFeaturesConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    cut: NormalizedCutConfig = field(default_factory=lambda: NormalizedCutConfig(max_cost=0.1))
+    cut_sharpness: float = 6.0  # affinity = exp(-sharpness * contrast)
+    min_area_m2: float = 0.04  # an object shows at least this much surface
+    max_extent_m: float = 4.0  # and is no longer than this
+    max_overlap: float = 0.5  # intersection over union of two instances, at most
+    min_score: float = 0.5  # below it are only alternatives to better instances
+    max_instances: int = 200
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_score <= 1:
+            raise InputError(f"segmentation.min_score: expected 0..1, got {self.min_score}")
+
+
+class TrainingFreeSegmenter:
+    """Finds objects by geometry and colour alone; works from the first frame on."""
+
+    def __init__(self, config: TrainingFreeConfig | None = None) -> None:
+        self.config = config or TrainingFreeConfig()
+        self.oversegmentation = self.config.oversegmentation
+        self._features: FeatureProvider = load_image_features(self.config.image_features)
+        self._map_of_keyframe: dict[int, np.ndarray] = {}
+
+    def segment(self, mesh: Mesh, segments: Segments, keyframes: Sequence[Frame] = ()) -> Instances:
+        """Instances by falling score; above 0.5 they do not overlap.
+
+        keyframes: pictures of this mesh; without them its own colours have to do.
+        """
+        if not segments.count:
+            return Instances.empty(0)
+        config = self.config
+        structure = find_structure(mesh, config.structure)
+        movable = _share(structure, segments) <= 0.5
+        image_features = self._image_features(mesh, segments, keyframes)
+        contrasts = measure_contrasts(mesh, segments, config.contrast, image_features)
+        areas = np.bincount(segments.of_vertex, vertex_areas(mesh), minlength=segments.count)
+        tree = merge_segments(contrasts, movable)
+        merged = merge_hypotheses(tree, movable, areas, config.min_area_m2)
+        cut = cut_hypotheses(contrasts, movable, areas, config.cut_sharpness, config.cut)
+        hypotheses = merged.joined(cut)
+        plausible = hypotheses.masks @ areas >= config.min_area_m2
+        plausible &= _extents(mesh, segments, hypotheses.masks) <= config.max_extent_m
+        return best_instances(
+            hypotheses.chosen(plausible),
+            areas,
+            config.max_overlap,
+            config.min_score,
+            config.max_instances,
+        )
+
+    def _image_features(self, mesh, segments, keyframes: Sequence[Frame]) -> np.ndarray | None:
+        """(S, C) mean image feature of each segment; the maps of known keyframes are reused."""
+        if not len(keyframes):
+            return None
+        known = self._map_of_keyframe
+        self._map_of_keyframe = {
+            frame.stamp_ns: known[frame.stamp_ns]
+            if frame.stamp_ns in known
+            else self._features(frame.color)
+            for frame in keyframes
+        }
+        maps = [self._map_of_keyframe[frame.stamp_ns] for frame in keyframes]
+        lifted = lift_maps(mesh, keyframes, maps, self.config.image_features)
+        return segment_features(lifted, segments)[0]
+
+
+def load_segmenter(name: str, config: TrainingFreeConfig | None = None) -> Segmenter:
+    """The segmenter of this name. Raises InputError for a name that is not known."""
+    if name != "training-free":
+        raise InputError(f"segmenter: expected 'training-free', got {name!r}")
+    return TrainingFreeSegmenter(config)
+
+
+def _share(of_vertices: np.ndarray, segments: Segments) -> np.ndarray:
+    """(S,) share of each segment's vertices that are marked."""
+    marked = np.bincount(segments.of_vertex, of_vertices, minlength=segments.count)
+    return marked / np.bincount(segments.of_vertex, minlength=segments.count)
+
+
+def _extents(mesh: Mesh, segments: Segments, masks: np.ndarray) -> np.ndarray:
+    """(K,) metres, the longest edge of each mask's axis-aligned box."""
+    extents = np.zeros(len(masks))
+    for axis in range(3):
+        lowest = np.full(segments.count, np.inf)
+        highest = np.full(segments.count, -np.inf)
+        np.minimum.at(lowest, segments.of_vertex, mesh.vertices[:, axis])
+        np.maximum.at(highest, segments.of_vertex, mesh.vertices[:, axis])
+        low = np.where(masks, lowest, np.inf).min(axis=1, initial=np.inf)
+        high = np.where(masks, highest, -np.inf).max(axis=1, initial=-np.inf)
+        extents = np.maximum(extents, high - low)
+    return extents
