@@ -361,6 +361,9 @@ def test_frames_are_a_sequence_at_five_hertz(room):
         frames[12]
     assert len(room.frames(room.trajectory[:0])) == 0
     assert len(list(room.frames(room.trajectory[2:5]))) == 3
+    every_fifth = frames[1::5]
+    assert [frame.stamp_ns for frame in every_fifth] == stamps[1::5]
+    np.testing.assert_array_equal(every_fifth[1].depth, frames[6].depth)
 
 
 def test_noise_changes_the_frames_but_not_the_room(room):

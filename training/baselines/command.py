@@ -49,7 +49,7 @@ def run(
     try:
         settings = from_assignments(options.set)
         fusion = from_dict(FusionConfig, settings.pop("fusion", {}), "fusion")
-        config = from_dict(config_class, settings)
+        config: Any = from_dict(config_class, settings)
         prepare_output_folder(options.output)
         mesh = _mesh(options.input, fusion)
         segments, instances = find_instances(mesh, config)

@@ -96,7 +96,8 @@ class Room:
 
     def frames(self, trajectory: np.ndarray | None = None) -> Sequence[Frame]:
         """The recording, rendered when read, along the room's or another (N, 4, 4) trajectory."""
-        return _Frames(self, self.trajectory if trajectory is None else trajectory)
+        trajectory = self.trajectory if trajectory is None else trajectory
+        return _Frames(self, trajectory, range(len(trajectory)))
 
     def render(self, world_from_camera: np.ndarray, index: int = 0) -> Frame:
         """The frame number `index` of a recording, taken from this pose (4, 4)."""
@@ -156,18 +157,21 @@ class Room:
 
 
 class _Frames(Sequence[Frame]):
-    """Frames of a room along a trajectory, rendered when read."""
+    """Frames of a room along a trajectory, rendered when read; a slice is lazy too."""
 
-    def __init__(self, room: Room, trajectory: np.ndarray) -> None:
+    def __init__(self, room: Room, trajectory: np.ndarray, numbers: range) -> None:
         self._room = room
         self._trajectory = trajectory
+        self._numbers = numbers
 
     def __len__(self) -> int:
-        return len(self._trajectory)
+        return len(self._numbers)
 
-    def __getitem__(self, index: int) -> Frame:
-        index = range(len(self))[index]
-        return self._room.render(self._trajectory[index], index)
+    def __getitem__(self, index):
+        number = self._numbers[index]
+        if isinstance(number, range):
+            return _Frames(self._room, self._trajectory, number)
+        return self._room.render(self._trajectory[number], number)
 
 
 def make_room(seed: int, config: RoomConfig | None = None) -> Room:

@@ -281,7 +281,7 @@ def _carpet(rng: np.random.Generator, bounds: tuple[float, ...]) -> Part:
     """A rug on the floor, a few millimetres thick."""
     x0, y0, x1, y1 = bounds
     size = np.minimum(
-        (rng.uniform(1.2, 3.2), rng.uniform(1.0, 2.2)), (x1 - x0 - 0.6, y1 - y0 - 0.6)
+        (rng.uniform(1.2, 3.2), rng.uniform(1.0, 2.2)), (x1 - x0 - 0.7, y1 - y0 - 0.7)
     )
     x = rng.uniform(x0 + 0.3 + size[0] / 2, x1 - 0.3 - size[0] / 2)
     y = rng.uniform(y0 + 0.3 + size[1] / 2, y1 - 0.3 - size[1] / 2)

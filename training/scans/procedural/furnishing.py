@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from training.scans.procedural import furniture, seating, small_things
-from training.scans.procedural.layout import Layout, Placed
+from training.scans.procedural.layout import Layout, Maker, Placed
 
 TABLE_THINGS = (
     small_things.make_box,
@@ -70,7 +70,7 @@ def furnish(layout: Layout) -> None:
     _clutter(layout)
 
 
-def _row(layout: Layout, make, longest: int = 3) -> None:
+def _row(layout: Layout, make: Maker, longest: int = 3) -> None:
     """Up to `longest` pieces of a kind side by side against a wall, all alike or mixed."""
     rng, piece = layout.rng, layout.against_wall(make)
     if piece is None:
@@ -95,6 +95,7 @@ def _dining(layout: Layout) -> None:
 
 
 def _chairs_around(layout: Layout, table: Placed) -> None:
+    """Chairs along the long sides and at the heads of a table, here and there one missing."""
     rng, chair = layout.rng, seating.make_chair(layout.rng)
     mixed = rng.random() < 0.25
     low, high = table.model.bounds()
@@ -128,12 +129,10 @@ def _office(layout: Layout) -> None:
 def _lounge(layout: Layout) -> None:
     """A sofa, armchairs and a coffee table; a sideboard with a screen."""
     rng = layout.rng
-    free = rng.random() < 0.2
-    sofa = (
-        layout.anywhere(seating.make_sofa)
-        if free
-        else layout.against_wall(seating.make_sofa, (0.0, 0.1))
-    )
+    if rng.random() < 0.2:
+        sofa = layout.anywhere(seating.make_sofa)
+    else:
+        sofa = layout.against_wall(seating.make_sofa, (0.0, 0.1))
     if sofa is not None:
         front = sofa.model.bounds()[1, 1]
         spot = [(rng.uniform(-0.3, 0.3), front + 0.75, -np.pi / 2)]
