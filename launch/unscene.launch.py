@@ -88,7 +88,7 @@ def generate_launch_description():
                 value("params_file"),
                 {
                     "checkpoint": value("checkpoint"),
-                    "device": value("device"),
+                    "segmentation": {"image_features": {"device": value("device")}},
                     "use_sim_time": use_sim_time,
                 },
             ],
@@ -113,7 +113,7 @@ def generate_launch_description():
             package="rviz2",
             executable="rviz2",
             namespace=value("namespace"),
-            arguments=["-d", config_file("unscene.rviz")],
+            arguments=["-d", config_file("unscene.rviz"), "-f", value("world_frame")],
             # The config names the topics of an empty namespace.
             remappings=[(f"/{topic}", topic) for topic in DISPLAYED],
             parameters=[{"use_sim_time": use_sim_time}],

@@ -147,10 +147,9 @@ def test_a_bag_adds_the_player_and_simulated_time(launched):
 
 
 def test_rviz_starts_on_request_with_the_config_that_is_installed(launched):
-    rviz = launched(rviz="true").nodes["rviz2"]
-    flag, path = rviz["arguments"]
-    assert flag == "-d"
-    assert Path(launched(rviz="true").text(path)).is_file()
+    launch = launched(rviz="true", world_frame="odom")
+    arguments = [launch.text(argument) for argument in launch.nodes["rviz2"]["arguments"]]
+    assert arguments == ["-d", str(REPOSITORY / "config" / "unscene.rviz"), "-f", "odom"]
 
 
 def test_every_argument_is_explained_and_used_and_every_file_is_there(launched):

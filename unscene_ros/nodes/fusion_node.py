@@ -52,6 +52,10 @@ class FusionNodeConfig:
     def __post_init__(self) -> None:
         if not self.mesh_rate_hz > 0:
             raise InputError(f"mesh_rate_hz: expected more than 0, got {self.mesh_rate_hz}")
+        if not self.max_waiting_frames > 0:
+            raise InputError(
+                f"max_waiting_frames: expected more than 0, got {self.max_waiting_frames}"
+            )
 
 
 class FusionNode(Node):
@@ -61,7 +65,7 @@ class FusionNode(Node):
         super().__init__("fusion_node")
         self._threads: list[NewestWorker | MapPublisher] = []
         config = self._config = declare(self, FusionNodeConfig)
-        sample_mesh(config.fusion)
+        sample_mesh(config.fusion)  # compiles what the first frame would otherwise wait for
         self._drops = DropLog(self.get_logger().warning)
         self._latency = Latency()
         self._frames_used = 0
@@ -178,6 +182,10 @@ class FusionNode(Node):
         """Ends the threads first, as they publish; there are none when starting failed."""
         for thread in self._threads:
             thread.stop()
+        if self._threads:
+            self.get_logger().info(
+                f"{self._frames_used} frames used, dropped: {self._drops.counts or 'none'}"
+            )
         super().destroy_node()
 
 

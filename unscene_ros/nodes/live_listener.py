@@ -20,6 +20,7 @@ from unscene_ros.nodes.conversions import diagnostics_from_msg, stamp_ns_of
 
 MESH = "/fusion_node/mesh"
 ARRAY = "/segmentation_node/instance_array"
+RESULTS = qos.latched(10)  # some in reserve, so that a busy moment of this process loses none
 MARKERS = "/segmentation_node/instance_markers"
 
 
@@ -50,11 +51,11 @@ class LiveListener(Node):
         self.create_subscription(
             DiagnosticArray, "/diagnostics", self._on_diagnostics, qos.DIAGNOSTICS
         )
-        self._listen(Mesh, MESH, qos.MAP, self._keep_mesh)
+        self._listen(Mesh, MESH, RESULTS, self._keep_mesh)
         self._listen(Keyframe, "/fusion_node/keyframes", qos.latched(100), self._keep_keyframe)
-        self._listen(InstanceArray, ARRAY, qos.MAP, self._keep_instances)
-        self._listen(MarkerArray, MARKERS, qos.MAP)
-        self._listen(PointCloud2, "/segmentation_node/labelled_cloud", qos.MAP)
+        self._listen(InstanceArray, ARRAY, RESULTS, self._keep_instances)
+        self._listen(MarkerArray, MARKERS, RESULTS)
+        self._listen(PointCloud2, "/segmentation_node/labelled_cloud", RESULTS)
         # Counted, not decoded: as lists of points the mesh would keep this process busy.
         self._listen(MarkerArray, "/fusion_node/mesh_markers", qos.reliable(10), raw=True)
 

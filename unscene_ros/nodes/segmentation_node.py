@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
@@ -40,7 +39,6 @@ class SegmentationNodeConfig:
     """Parameters of the segmentation node; the sections belong to the stages of the same names."""
 
     checkpoint: str = "training-free"  # a trained network's file, or training-free
-    device: Literal["auto", "cuda", "cpu"] = "auto"
     segmentation: TrainingFreeConfig = field(default_factory=TrainingFreeConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
