@@ -34,6 +34,7 @@ from unscene_ros.synchronization import FrameAssembler, StampedPicture, Synchron
 from unscene_ros.transforms import TransformTree
 
 DIAGNOSTICS_PERIOD_S = 1.0
+LOG_PERIOD_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +163,12 @@ class FusionNode(Node):
                 self._keyframe_publisher.publish(message)
 
     def _publish_diagnostics(self) -> None:
+        if self._depth.received:
+            self.get_logger().info(
+                f"{self._depth.received} depth pictures, {self._frames_used} frames used, "
+                f"dropped: {self._drops.counts or 'none'}",
+                throttle_duration_sec=LOG_PERIOD_S,
+            )
         values = {
             "frames": {
                 "received": self._depth.received,
@@ -182,10 +189,6 @@ class FusionNode(Node):
         """Ends the threads first, as they publish; there are none when starting failed."""
         for thread in self._threads:
             thread.stop()
-        if self._threads:
-            self.get_logger().info(
-                f"{self._frames_used} frames used, dropped: {self._drops.counts or 'none'}"
-            )
         super().destroy_node()
 
 
