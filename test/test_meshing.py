@@ -5,7 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from unscene_ros.block_ids import (
+from unscene_ros.meshing import SurfaceVertices, join, surface_vertices, vertex_normals
+from unscene_ros.voxel_blocks import (
     BLOCK,
     CORNER_ID_STEPS,
     CORNER_STEPS,
@@ -13,7 +14,6 @@ from unscene_ros.block_ids import (
     block_keys,
     places_in_sorted,
 )
-from unscene_ros.meshing import SurfaceVertices, join, surface_vertices, vertex_normals
 
 VOXEL_M = 0.1
 

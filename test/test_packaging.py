@@ -176,7 +176,7 @@ def test_every_ros_package_that_a_node_imports_is_declared():
     python = {MODULES.get(name, name) for name in requirements("requirements.txt")}
     known = python | set(sys.stdlib_module_names) | {"unscene_ros", "test"}
     declared = package_xml("depend", "exec_depend")
-    files = [*REPOSITORY.glob("unscene_ros/nodes/*.py"), *REPOSITORY.glob("launch/*.py")]
+    files = [*REPOSITORY.glob("unscene_ros/nodes/**/*.py"), *REPOSITORY.glob("launch/*.py")]
     for path in files:
         undeclared = {name.split(".")[0] for name in imported(path)} - known - declared
         assert not undeclared, f"{path} imports {undeclared}, which package.xml does not name"

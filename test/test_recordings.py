@@ -20,7 +20,7 @@ from training.scans.to_bag import (
     write_bag,
 )
 from unscene_ros.recordings import RecordingTopics, open_recording
-from unscene_ros.scan_folder import ScanFolder
+from unscene_ros.recordings.scan_folder import ScanFolder
 from unscene_ros.scene import Camera, Frame, InputError
 from unscene_ros.synchronization import Drops, SynchronizationConfig
 from unscene_ros.transforms import matrix_from_pose

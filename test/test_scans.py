@@ -9,10 +9,10 @@ import pytest
 
 from training.scans import recorded, small_house, to_bag
 from training.scans.procedural.depth_sensor import DepthSensorConfig
-from unscene_ros.bags import Bag
 from unscene_ros.fusion import FusionConfig
 from unscene_ros.recordings import open_recording
-from unscene_ros.scan_folder import ScanFolder
+from unscene_ros.recordings.bags import Bag
+from unscene_ros.recordings.scan_folder import ScanFolder
 from unscene_ros.scene import InputError
 from unscene_ros.transforms import matrix_from_pose
 

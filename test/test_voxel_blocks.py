@@ -4,9 +4,8 @@ import numpy as np
 import open3d as o3d
 import pytest
 
-from unscene_ros.block_ids import block_ids
 from unscene_ros.scene import Camera, InputError
-from unscene_ros.voxel_blocks import BLOCK, CHUNK, VoxelBlocks, choose_device
+from unscene_ros.voxel_blocks import BLOCK, CHUNK, VoxelBlocks, block_ids, choose_device
 
 CPU = o3d.core.Device("CPU:0")
 CAMERA = Camera(64, 48, np.array([[60.0, 0, 31.5], [0, 60, 23.5], [0, 0, 1]]))

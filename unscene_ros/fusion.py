@@ -17,23 +17,21 @@ from zipfile import BadZipFile
 import numpy as np
 from numba import njit
 
-from unscene_ros.block_ids import (
-    AXIS_OFFSET,
-    BLOCK,
-    CORNER_ID_STEPS,
-    block_ids,
-    places_in_sorted,
-)
 from unscene_ros.meshing import SurfaceVertices, join, surface_vertices
 from unscene_ros.scene import Frame, InputError, Mesh, check_array
 from unscene_ros.storage import whole_file
 from unscene_ros.voxel_blocks import (
+    AXIS_OFFSET,
+    BLOCK,
     BLOCK_BYTES,
     CHANNELS,
     CHUNK,
+    CORNER_ID_STEPS,
     TRUNCATION_VOXELS,
     VoxelBlocks,
+    block_ids,
     choose_device,
+    places_in_sorted,
 )
 
 TILE = 16  # pixels along a tile of the coarse depth picture that finds the blocks in view

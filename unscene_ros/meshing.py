@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-from unscene_ros.block_ids import (
+from unscene_ros.scene import Mesh
+from unscene_ros.voxel_blocks import (
     BLOCK,
     CELL_BITS,
     CELLS,
@@ -23,7 +24,6 @@ from unscene_ros.block_ids import (
     block_keys,
     places_in_sorted,
 )
-from unscene_ros.scene import Mesh
 
 # The twelve edges of a cell as pairs of corners; corner c is at (c & 1, c >> 1 & 1, c >> 2).
 EDGES = np.array(

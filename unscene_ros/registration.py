@@ -137,6 +137,11 @@ class Calibration:
         return rays.min(axis=(0, 1)), rays.max(axis=(0, 1))
 
 
+def is_rectified(image_topic: str) -> bool:
+    """Whether a topic's name says that its pictures are undistorted, as image_proc names them."""
+    return any(part.startswith("image_rect") for part in image_topic.split("/"))
+
+
 class Registration:
     """Brings one camera's colour into the view of a depth camera; keeps its pixel maps."""
 

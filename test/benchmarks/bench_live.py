@@ -12,8 +12,8 @@ RUNS = 3
 
 def received() -> dict:
     """What a subscriber got of one run."""
-    from unscene_ros.nodes.live_run import LiveRun
-    from unscene_ros.nodes.played_bag import PlayedBag
+    from unscene_ros.nodes.demo.live_run import LiveRun
+    from unscene_ros.nodes.demo.played_bag import PlayedBag
 
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -10,13 +10,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from unscene_ros.segmentation import load_segmenter
-
 from training.scans.to_bag import write_bag
 from unscene_ros.keyframes import Keyframes
 from unscene_ros.pipeline import PipelineConfig, build_mesh, segment_mesh
 from unscene_ros.recordings import open_recording
 from unscene_ros.scene import Frame
+from unscene_ros.segmentation import load_segmenter
 
 ROOM = Path(__file__).parents[1] / "data" / "office_kitchen"
 TIMES_AS_LONG = 4

@@ -14,10 +14,10 @@ import pytest
 from small_scan import small_frames
 
 from training.scans.to_bag import BagFormat, BagWriter, write_bag
-from unscene_ros.nodes import demo
-from unscene_ros.nodes.live_run import LiveRun
-from unscene_ros.nodes.node_process import LiveRunFailed
-from unscene_ros.nodes.played_bag import PlayedBag
+from unscene_ros.nodes.demo import __main__ as demo
+from unscene_ros.nodes.demo.live_run import LiveRun
+from unscene_ros.nodes.demo.node_process import LiveRunFailed
+from unscene_ros.nodes.demo.played_bag import PlayedBag
 from unscene_ros.scene import InputError
 from unscene_ros.storage import read_mesh
 

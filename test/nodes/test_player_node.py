@@ -8,11 +8,11 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from tf2_msgs.msg import TFMessage
 
 from training.scans.to_bag import BagFormat, BagWriter, write_bag
-from unscene_ros.bags import Bag
 from unscene_ros.nodes import player_node, qos
 from unscene_ros.nodes.conversions import depth_from_msg, stamp_ns_of
 from unscene_ros.nodes.player_node import PlayerNode
 from unscene_ros.nodes.warm_up import sample_frames
+from unscene_ros.recordings.bags import Bag
 from unscene_ros.scene import InputError
 
 SECOND_NS = 1_000_000_000

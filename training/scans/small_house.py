@@ -19,7 +19,7 @@ from rich.progress import track
 
 from training.scans.procedural.depth_sensor import DepthSensorConfig, add_depth_noise
 from training.scans.to_bag import write_bag
-from unscene_ros.scan_folder import ScanFolder
+from unscene_ros.recordings.scan_folder import ScanFolder
 from unscene_ros.scene import Frame, InputError
 
 VOID, STUFF = -1, -2

@@ -10,10 +10,9 @@ from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
-from unscene_ros.bag_topics import is_rectified
 from unscene_ros.nodes import qos
 from unscene_ros.nodes.conversions import picture_from_msg, stamp_ns_of
-from unscene_ros.registration import Calibration
+from unscene_ros.registration import Calibration, is_rectified
 from unscene_ros.scene import InputError
 from unscene_ros.synchronization import StampedPicture
 

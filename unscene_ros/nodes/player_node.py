@@ -19,10 +19,10 @@ from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rosgraph_msgs.msg import Clock as ClockMsg
 
-from unscene_ros.bags import Bag, BagMessage
 from unscene_ros.nodes import conversions, qos
 from unscene_ros.nodes.parameters import declare
 from unscene_ros.nodes.run import run
+from unscene_ros.recordings.bags import Bag, BagMessage
 from unscene_ros.scene import InputError
 
 TICK_S = 0.01

@@ -17,10 +17,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from unscene_ros.nodes.conversions import mesh_from_msg
-from unscene_ros.nodes.live_listener import MARKERS, LiveListener
-from unscene_ros.nodes.live_run import REPOSITORY, LiveResult, LiveRun
-from unscene_ros.nodes.node_process import LiveRunFailed
-from unscene_ros.nodes.played_bag import PlayedBag
+from unscene_ros.nodes.demo.live_listener import MARKERS, LiveListener
+from unscene_ros.nodes.demo.live_run import REPOSITORY, LiveResult, LiveRun
+from unscene_ros.nodes.demo.node_process import LiveRunFailed
+from unscene_ros.nodes.demo.played_bag import PlayedBag
 from unscene_ros.pipeline import PipelineConfig
 from unscene_ros.provenance import provenance
 from unscene_ros.report import write_report

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from unscene_ros.bag_topics import TRANSFORMS, RecordingTopics
-from unscene_ros.bags import Bag, BagMessage
+from unscene_ros.recordings.bags import Bag, BagMessage
+from unscene_ros.recordings.topics import TRANSFORMS, RecordingTopics
 from unscene_ros.scene import InputError
 from unscene_ros.transforms import (
     PoseTrack,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, replace
 
-from unscene_ros.bags import Bag
 from unscene_ros.image_codecs import COLOR_ENCODINGS, is_depth_format
+from unscene_ros.recordings.bags import Bag
 from unscene_ros.scene import InputError
 
 IMAGE = "sensor_msgs/msg/Image"
@@ -86,11 +86,6 @@ def choose_topics(bag: Bag, named: RecordingTopics) -> RecordingTopics:
         color_info=color_info or depth_info,
         pose=named.pose or next(iter(_recorded(bag, *POSE_TYPES)), ""),
     )
-
-
-def is_rectified(image_topic: str) -> bool:
-    """Whether a topic's name says that its pictures are undistorted, as image_proc names them."""
-    return any(part.startswith("image_rect") for part in image_topic.split("/"))
 
 
 def _check_topic(bag: Bag, name: str, types: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 
-from unscene_ros.cut_mcap import CutMcap
+from unscene_ros.recordings.cut_mcap import CutMcap
 from unscene_ros.scene import InputError
 
 _STORAGE_SUFFIXES = (".mcap", ".db3")

@@ -16,15 +16,15 @@ import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
 from unscene_ros.nodes.conversions import instances_from_msg, keyframe_from_msg, mesh_from_msg
-from unscene_ros.nodes.live_listener import MARKERS, MESH, LiveListener
-from unscene_ros.nodes.node_process import LiveRunFailed, NodeProcess
-from unscene_ros.nodes.played_bag import PlayedBag
+from unscene_ros.nodes.demo.live_listener import MARKERS, MESH, LiveListener
+from unscene_ros.nodes.demo.node_process import LiveRunFailed, NodeProcess
+from unscene_ros.nodes.demo.played_bag import PlayedBag
 from unscene_ros.scene import Frame
 from unscene_ros.storage import Prediction
 
 START_TIMEOUT_S = 180.0  # numba compiles for a minute on a machine that never ran this
 FINISH_TIMEOUT_S = 60.0
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

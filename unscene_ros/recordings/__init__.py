@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from unscene_ros.bag_frames import BagFrames
-from unscene_ros.bag_topics import RecordingTopics
-from unscene_ros.bags import is_bag
-from unscene_ros.scan_folder import ScanFolder, is_scan_folder
+from unscene_ros.recordings.bags import is_bag
+from unscene_ros.recordings.frames import BagFrames
+from unscene_ros.recordings.scan_folder import ScanFolder, is_scan_folder
+from unscene_ros.recordings.topics import RecordingTopics
 from unscene_ros.scene import Frame, InputError
 from unscene_ros.synchronization import Drops, SynchronizationConfig
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from unscene_ros.bag_poses import BagPoses
-from unscene_ros.bag_topics import COMPRESSED_IMAGE, RecordingTopics, choose_topics
-from unscene_ros.bags import Bag
 from unscene_ros.nodes.picture_topic import COMPRESSED_NAME
+from unscene_ros.recordings.bags import Bag
+from unscene_ros.recordings.poses import BagPoses
+from unscene_ros.recordings.topics import COMPRESSED_IMAGE, RecordingTopics, choose_topics
 from unscene_ros.scene import InputError
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from unscene_ros import image_codecs
-from unscene_ros.bag_poses import BagPoses, PosesSoFar, stamp_ns_of
-from unscene_ros.bag_topics import RecordingTopics, choose_topics, is_rectified
-from unscene_ros.bags import Bag, BagMessage
-from unscene_ros.registration import Calibration
+from unscene_ros.recordings.bags import Bag, BagMessage
+from unscene_ros.recordings.poses import BagPoses, PosesSoFar, stamp_ns_of
+from unscene_ros.recordings.topics import RecordingTopics, choose_topics
+from unscene_ros.registration import Calibration, is_rectified
 from unscene_ros.scene import Frame, InputError
 from unscene_ros.synchronization import (
     Drops,
