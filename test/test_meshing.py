@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from unscene_ros.meshing import SurfaceVertices, join, surface_vertices, vertex_normals
+from unscene_ros.meshing import SurfaceVertices, join, surface_vertices
 from unscene_ros.voxel_blocks import (
     BLOCK,
     CORNER_ID_STEPS,
@@ -183,10 +183,3 @@ def test_no_blocks_give_an_empty_mesh():
     voxels = Voxels(sphere(0.5))
     assert not len(join(voxels.surface(np.zeros(0, np.int64))).vertices)
     assert not len(join(SurfaceVertices.empty()).faces)
-
-
-def test_vertex_normals_weigh_faces_by_area():
-    corners = np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 3), (9, 9, 9)], np.float32)
-    normals = vertex_normals(corners, np.array([(0, 1, 2), (0, 2, 3)], np.int32))
-    assert np.allclose(normals[0], np.array([3, 0, 1]) / np.sqrt(10))
-    assert np.allclose(normals[[1, 4]], (0, 0, 1))

@@ -38,6 +38,13 @@ def test_face_normals_equal_the_naive_sum():
     )
 
 
+def test_vertex_normals_weigh_faces_by_area():
+    corners = np.array([(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 3), (9, 9, 9)], np.float32)
+    normals = normals_from_faces(corners, np.array([(0, 1, 2), (0, 2, 3)], np.int32))
+    assert np.allclose(normals[0], np.array([3, 0, 1]) / np.sqrt(10))
+    assert np.allclose(normals[[1, 4]], (0, 0, 1))
+
+
 def test_a_vertex_without_area_gets_a_unit_normal():
     vertices = np.zeros((4, 3), np.float32)
     normals = normals_from_faces(vertices, np.array([[0, 1, 2]], np.int32))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from unscene_ros.normals import normals_from_faces
 from unscene_ros.scene import Mesh
 from unscene_ros.voxel_blocks import (
     BLOCK,
@@ -220,7 +221,7 @@ def join(vertices: SurfaceVertices, min_component_triangles: int = 1) -> Mesh:
     faces = _faces(vertices.cells, vertices.crossings, vertices.positions, row_of_vertex, rows)
     faces, kept = _large_components(faces, len(vertices.cells), max(min_component_triangles, 1))
     positions = vertices.positions[kept]
-    return Mesh(positions, faces, vertices.colors[kept], vertex_normals(positions, faces))
+    return Mesh(positions, faces, vertices.colors[kept], normals_from_faces(positions, faces))
 
 
 @njit(cache=True)
@@ -317,26 +318,3 @@ def _components(faces, vertex_count):
     for vertex in range(vertex_count):
         parent[vertex] = parent[parent[vertex]]
     return parent
-
-
-@njit(cache=True)
-def vertex_normals(positions, faces):
-    """(V, 3) float32 unit normals, the area-weighted mean of the faces (F, 3) around a vertex.
-
-    A vertex without a face, or whose faces cancel out, gets (0, 0, 1).
-    """
-    normals = np.zeros_like(positions)
-    for face in faces:
-        a, b, c = positions[face[0]], positions[face[1]], positions[face[2]]
-        for axis in range(3):
-            u, v = (axis + 1) % 3, (axis + 2) % 3
-            area = (b[u] - a[u]) * (c[v] - a[v]) - (b[v] - a[v]) * (c[u] - a[u])
-            for corner in range(3):
-                normals[face[corner], axis] += area
-    for normal in normals:
-        length = np.sqrt(normal[0] ** 2 + normal[1] ** 2 + normal[2] ** 2)
-        if length > 0:
-            normal /= length
-        else:
-            normal[2] = 1
-    return normals
