@@ -104,7 +104,11 @@ def test_mistakes_are_one_line_and_exit_code_two(received, capsys, tmp_path):
     assert "did you mean" in fail(capsys, *replay, "--set", "replay.segment_every=3")
     assert "0 (only at the end)" in fail(capsys, *replay, "--segment-every", "-1")
     assert "section.key=value" in fail(capsys, *replay, "--set", "fusion")
+    assert "'fusion=['" in fail(capsys, *replay, "--set", "fusion=[")
     assert "none.yaml" in fail(capsys, *replay, "--config", str(tmp_path / "none.yaml"))
+    (tmp_path / "old.yaml").write_text("fusion: {voxel_size: 0.1}")
+    told = fail(capsys, *replay, "--config", str(tmp_path / "old.yaml"))
+    assert "old.yaml: unknown setting 'fusion.voxel_size'" in told
     assert received == []
 
 

@@ -12,7 +12,6 @@ from unscene_ros.settings import (
     from_dict,
     merged,
     read_yaml,
-    read_yaml_dict,
     settings_hash,
     to_dict,
 )
@@ -24,6 +23,7 @@ class FusionConfig:
     block_count: int = 10_000
     device: Literal["auto", "cuda", "cpu"] = "auto"
     scales: tuple[float, ...] = (1.0, 0.5)
+    up: tuple[float, float, float] = (0.0, 0.0, 1.0)
     colored: bool = True
 
 
@@ -43,9 +43,10 @@ def test_nested_difference_changes_only_its_field():
 
 
 def test_whole_number_serves_as_a_float_and_a_list_as_a_tuple():
-    config = from_dict(FusionConfig, {"voxel_size_m": 1, "scales": [2, 1]})
+    config = from_dict(FusionConfig, {"voxel_size_m": 1, "scales": [2, 1], "up": [0, 1, 0]})
     assert config.voxel_size_m == 1.0 and isinstance(config.voxel_size_m, float)
     assert config.scales == (2.0, 1.0) and isinstance(config.scales[0], float)
+    assert config.up == (0.0, 1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -76,6 +77,8 @@ def test_unknown_key_suggests_the_nearest(values, message):
         ("device", "gpu", "expected one of auto, cuda, cpu, got 'gpu'"),
         ("scales", 1.0, "expected a list, got 1.0"),
         ("scales", ["wide"], "expected float, got 'wide'"),
+        ("up", [0, 1], r"expected 3 values, got \[0, 1\]"),
+        ("up", [0, 1, "z"], "expected float, got 'z'"),
     ],
 )
 def test_value_of_another_type_is_refused_with_its_path(key, value, message):
@@ -110,30 +113,34 @@ def test_hash_follows_every_setting_and_nothing_else():
 
 def test_yaml_file_holds_differences(tmp_path):
     file = tmp_path / "live.yaml"
-    file.write_text("fusion: {voxel_size_m: 0.02}\n")
-    assert read_yaml(PipelineConfig, file).fusion.voxel_size_m == 0.02
+    file.write_text("fusion: {voxel_size_m: 0.02}\nname: küche\n", encoding="utf-8")
+    assert read_yaml(file) == {"fusion": {"voxel_size_m": 0.02}, "name": "küche"}
 
 
-def test_empty_yaml_file_gives_the_defaults(tmp_path):
+def test_empty_yaml_file_holds_no_differences(tmp_path):
     file = tmp_path / "live.yaml"
     file.write_text("# nothing yet\n")
-    assert read_yaml(PipelineConfig, file) == PipelineConfig()
+    assert read_yaml(file) == {}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("fusion: [1", "not valid YAML"), ("- fusion", "expected sections of keys")],
+    [
+        (b"fusion: [1", "not valid YAML"),
+        ("name: küche".encode("latin-1"), "not valid YAML"),
+        (b"- fusion", "expected sections of keys"),
+    ],
 )
 def test_file_that_is_no_settings_file_is_refused_by_name(tmp_path, content, message):
     file = tmp_path / "broken.yaml"
-    file.write_text(content)
+    file.write_bytes(content)
     with pytest.raises(InputError, match=f"broken.yaml: {message}"):
-        read_yaml_dict(file)
+        read_yaml(file)
 
 
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nowhere.yaml: No such file"):
-        read_yaml_dict(tmp_path / "nowhere.yaml")
+        read_yaml(tmp_path / "nowhere.yaml")
 
 
 def test_assignments_become_nested_values():
@@ -142,9 +149,17 @@ def test_assignments_become_nested_values():
     assert from_assignments([]) == {}
 
 
-def test_assignment_without_a_value_is_refused():
-    with pytest.raises(InputError, match=r"'fusion.voxel_size_m': expected section.key=value"):
-        from_assignments(["fusion.voxel_size_m"])
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (["fusion.voxel_size_m"], "'fusion.voxel_size_m': expected section.key=value"),
+        (["fusion.scales=[1"], r"'fusion.scales=\[1': expected a value in YAML"),
+        (["fusion=1", "fusion.voxel_size_m=2"], "'fusion.voxel_size_m': 'fusion' is already set"),
+    ],
+)
+def test_assignment_that_cannot_be_read_is_refused(assignments, message):
+    with pytest.raises(InputError, match=message):
+        from_assignments(assignments)
 
 
 def test_merging_lays_changes_over_the_base_and_leaves_it_alone():

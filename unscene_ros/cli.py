@@ -185,19 +185,34 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[PipelineConfig, ReplayConfig]:
-    """Settings from the file, over it --device, over that --set; section `replay` on its own."""
+    """Settings from the file, over it --device, over that --set."""
     from unscene_ros.pipeline import PipelineConfig
-    from unscene_ros.replay import ReplayConfig
-    from unscene_ros.settings import from_assignments, from_dict, merged, read_yaml_dict
+    from unscene_ros.settings import from_assignments, merged, read_yaml
 
-    values = read_yaml_dict(arguments.config) if arguments.config else {}
+    values: dict[str, Any] = {}
+    if arguments.config:
+        values = read_yaml(arguments.config)
+        try:
+            _configs(values)
+        except InputError as error:
+            raise InputError(f"settings file {arguments.config}: {error}") from error
     if arguments.device:
         values = merged(values, _with_device(PipelineConfig, arguments.device))
     values = merged(values, from_assignments(arguments.assignments))
     if getattr(arguments, "segment_every", None) is not None:
         values = merged(values, {"replay": {"segment_every_frames": arguments.segment_every}})
-    options = from_dict(ReplayConfig, values.pop("replay", {}), "replay")
-    return from_dict(PipelineConfig, values), options
+    return _configs(values)
+
+
+def _configs(values: dict[str, Any]) -> tuple[PipelineConfig, ReplayConfig]:
+    """Section `replay` on its own, all others together."""
+    from unscene_ros.pipeline import PipelineConfig
+    from unscene_ros.replay import ReplayConfig
+    from unscene_ros.settings import from_dict
+
+    stages = {section: value for section, value in values.items() if section != "replay"}
+    options = from_dict(ReplayConfig, values.get("replay", {}), "replay")
+    return from_dict(PipelineConfig, stages), options
 
 
 def _with_device(config_class: type, device: str) -> dict[str, Any]:

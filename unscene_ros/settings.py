@@ -54,7 +54,13 @@ def _typed(wanted: Any, value: Any, path: str) -> Any:
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise InputError(f"setting '{path}': expected a list, got {value!r}")
-        return tuple(_typed(choices[0], item, path) for item in value)
+        if choices[-1] is Ellipsis:
+            choices = (choices[0],) * len(value)
+        if len(value) != len(choices):
+            raise InputError(f"setting '{path}': expected {len(choices)} values, got {value!r}")
+        return tuple(
+            _typed(choice, item, path) for choice, item in zip(choices, value, strict=True)
+        )
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
@@ -62,18 +68,13 @@ def _typed(wanted: Any, value: Any, path: str) -> Any:
     return value
 
 
-def read_yaml(config_class: type[Config], path: Path) -> Config:
-    """Reads differences to the defaults from a YAML file; raises InputError naming file and key."""
-    return from_dict(config_class, read_yaml_dict(path))
-
-
-def read_yaml_dict(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
     """The plain dictionary in a YAML file; raises InputError when it is missing or not YAML."""
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"settings file {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"settings file {path}: not valid YAML: {error}") from error
     if values is not None and not isinstance(values, dict):
         raise InputError(f"settings file {path}: expected sections of keys, got {values!r}")
@@ -87,11 +88,17 @@ def from_assignments(assignments: list[str]) -> dict[str, Any]:
         path, equals, text = assignment.partition("=")
         if not equals:
             raise InputError(f"setting '{assignment}': expected section.key=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"setting '{assignment}': expected a value in YAML") from error
         *sections, key = path.split(".")
         place = values
         for section in sections:
             place = place.setdefault(section, {})
-        place[key] = yaml.safe_load(text)
+            if not isinstance(place, dict):
+                raise InputError(f"setting '{path}': '{section}' is already set to {place!r}")
+        place[key] = value
     return values
 
 
