@@ -34,7 +34,7 @@ bench: setup ## the benchmark table, also output/bench.json; make bench only=fus
 	PYTHONPATH=test $(python) -m benchmarks $(if $(only),--only $(only))
 
 clean: ## removes everything the commands above made, .venv too
-	rm -rf .venv output build install log *.egg-info .benchmarks .hypothesis .*_cache
+	rm -rf .venv output build install log *.egg-info .hypothesis .*_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 .PHONY: help setup demo test test-all lint format bench clean

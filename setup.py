@@ -13,27 +13,24 @@ setup(
     python_requires=">=3.10,<3.13",
     package_dir={"": "."},  # an editable install is then one path, which the messages can extend
     packages=find_packages(include=["unscene_ros", "unscene_ros.*"]),
+    package_data={"unscene_ros": ["report.html"]},
     # The versions that were tested are pinned in requirements.txt.
     install_requires=[
         "numpy",
         "scipy",
         "numba",
-        "scikit-learn",
         "opencv-python-headless",
         "open3d-cpu; platform_machine == 'x86_64'",
         "open3d; platform_machine != 'x86_64'",
         "rosbags",
-        "pytransform3d",
-        "plotly",
         "rich",
         "psutil",
         "PyYAML",
     ],
     extras_require={
-        "learning": ["torch", "transformers", "safetensors"],
+        "learning": ["torch", "transformers", "safetensors", "scikit-learn"],
         "test": [
             "pytest",
-            "pytest-benchmark",
             "pytest-timeout",
             "hypothesis",
             "ruff",

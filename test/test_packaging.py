@@ -103,6 +103,13 @@ def test_every_node_starts_by_its_own_command():
         assert "main" in {child.name for child in tree.body if isinstance(child, ast.FunctionDef)}
 
 
+def test_every_file_beside_the_code_is_installed():
+    package = REPOSITORY / "unscene_ros"
+    files = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
+    beside = {file for file in files if not file.endswith((".py", ".pyc", ".nbi", ".nbc"))}
+    assert setup_argument("package_data") == {"unscene_ros": sorted(beside)}
+
+
 def test_messages_use_only_declared_packages():
     text = "\n".join(path.read_text() for path in (REPOSITORY / "msg").glob("*.msg"))
     used = set(re.findall(r"^(\w+)/\w+", text, re.MULTILINE))
@@ -180,6 +187,25 @@ def test_every_ros_package_that_a_node_imports_is_declared():
     for path in files:
         undeclared = {name.split(".")[0] for name in imported(path)} - known - declared
         assert not undeclared, f"{path} imports {undeclared}, which package.xml does not name"
+
+
+def test_no_package_is_declared_that_nothing_imports():
+    used = {
+        name.split(".")[0]
+        for folder in ("unscene_ros", "launch")
+        for path in (REPOSITORY / folder).rglob("*.py")
+        for name in imported(path)
+    }
+    python = {name.partition(";")[0] for name in setup_argument("install_requires")}
+    assert {MODULES.get(name, name) for name in python} <= used
+    run_or_built_with = {
+        "ros2launch",
+        "rosbag2",
+        "rosbag2_storage_mcap",
+        "rosidl_default_runtime",
+        "rviz2",
+    }
+    assert package_xml("exec_depend") - used == run_or_built_with
 
 
 # --- commands ---

@@ -10,9 +10,6 @@ import pytest
 sys.path.append(str(Path(__file__).parents[1]))  # small_scan is beside this folder
 os.environ.setdefault("ROS_DOMAIN_ID", str(1 + os.getpid() % 100))
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-os.environ.setdefault(
-    "FASTDDS_DEFAULT_PROFILES_FILE", str(Path(__file__).parents[2] / "config/fastdds.xml")
-)
 
 try:
     import rclpy

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from unscene_ros.nodes.conversions import mesh_from_msg
 from unscene_ros.nodes.demo.live_listener import MARKERS, LiveListener
-from unscene_ros.nodes.demo.live_run import REPOSITORY, LiveResult, LiveRun
+from unscene_ros.nodes.demo.live_run import LiveResult, LiveRun
 from unscene_ros.nodes.demo.node_process import LiveRunFailed
 from unscene_ros.nodes.demo.played_bag import PlayedBag
 from unscene_ros.pipeline import PipelineConfig
@@ -34,7 +34,7 @@ from unscene_ros.storage import (
     write_mesh,
 )
 
-BUNDLED_RECORDING = REPOSITORY / "test" / "data" / "office_kitchen"
+BUNDLED_RECORDING = Path(__file__).parents[3] / "test" / "data" / "office_kitchen"
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 
 

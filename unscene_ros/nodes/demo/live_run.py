@@ -24,7 +24,6 @@ from unscene_ros.storage import Prediction
 
 START_TIMEOUT_S = 180.0  # numba compiles for a minute on a machine that never ran this
 FINISH_TIMEOUT_S = 60.0
-REPOSITORY = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -198,9 +197,6 @@ def _environment() -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "RCUTILS_COLORIZED_OUTPUT": "0",
     }
-    profile = REPOSITORY / "config" / "fastdds.xml"
-    if profile.exists():
-        environment["FASTDDS_DEFAULT_PROFILES_FILE"] = str(profile)
     # The listener is a participant as well.
     os.environ.update(environment)
     return dict(os.environ)
