@@ -14,6 +14,7 @@ from unscene_ros.evaluation import (
     average_precision,
     carry_to_points,
     class_average_precision,
+    count_id_switches,
     evaluate,
     find_overlaps,
     mask_precision,
@@ -344,6 +345,58 @@ def test_a_truth_that_is_elsewhere_is_told(caplog):
         assert caplog.text == ""
         assert evaluate([(line_prediction([[1, 1, 0, 0]], [0.9]), elsewhere)])["ap"] == 0
     assert "no labelled point is within 5 cm" in caplog.text
+
+
+def map_so_far(reached, tracks):
+    """The first `reached` of 400 points on a line as a mesh; tracks of (id, first, end point)."""
+    mesh = Mesh(
+        np.column_stack([np.arange(reached), np.zeros((reached, 2))]).astype(np.float32),
+        np.zeros((0, 3), np.int32),
+        np.zeros((reached, 3), np.uint8),
+        np.zeros((reached, 3), np.float32),
+    )
+    each_its_own = Segments(np.arange(reached, dtype=np.int32), np.zeros((0, 2), np.int32), reached)
+    masks = [on_points(reached, [(first, end)]) for _, first, end in tracks]
+    instances = Instances(
+        np.array(masks, bool).reshape(len(tracks), reached),
+        np.ones(len(tracks), np.float32),
+        np.full(len(tracks), -1, np.int32),
+    )
+    return Prediction(mesh, each_its_own, instances, np.array([t[0] for t in tracks], np.int32))
+
+
+def switches(*maps, truth=TWO_OBJECTS):
+    return count_id_switches((map_so_far(*each) for each in maps), truth)
+
+
+def test_every_change_of_the_id_on_an_object_counts():
+    first, second = (0, 200), (200, 400)
+    maps = [(400, [(a, *first), (b, *second)]) for a, b in ((1, 2), (1, 3), (4, 2), (4, 2))]
+    assert switches(*maps) == {0: 1, 1: 2}
+
+
+def test_an_id_that_comes_back_after_a_gap_is_no_switch():
+    seen, missed = (400, [(1, 0, 200)]), (400, [])
+    assert switches(seen, missed, seen) == {0: 0}
+    assert switches(seen, missed, (400, [(2, 0, 200)])) == {0: 1}
+
+
+def test_the_id_on_an_object_is_that_of_the_best_instance_above_a_quarter():
+    both = (400, [(5, 0, 60), (6, 60, 200)])  # IoU 0.3 and 0.7
+    assert switches((400, [(6, 0, 200)]), both) == {0: 0}
+    assert switches((400, [(7, 0, 200)]), (400, [(8, 0, 50)])) == {0: 0}  # a quarter is not enough
+
+
+def test_only_points_that_the_map_has_reached_speak():
+    # 120 of the object's 200 points are there: all of them found, and none of object 1 yet.
+    assert switches((120, [(1, 0, 120)]), (400, [(2, 0, 200)])) == {0: 1}
+    # 99 points are no object yet.
+    assert switches((99, [(1, 0, 99)]), (400, [(2, 0, 200)])) == {0: 0}
+
+
+def test_without_maps_instances_or_objects_nothing_switches():
+    assert switches() == switches((0, []), (400, [])) == {}
+    assert switches((400, [(1, 0, 200)]), truth=truth_of((STUFF, 400))) == {}
 
 
 def test_semantic_scores_of_a_hand_made_case():
