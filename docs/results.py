@@ -1,0 +1,110 @@
+"""output/bench.json -> docs/bench.json and the results in README.md: `make bench`, then this file.
+
+A table of quality and one of speed and memory; a figure that was not measured shows as a dash.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from unscene_ros.provenance import git_commit, machine
+
+REPOSITORY = Path(__file__).parents[1]
+MEASURED = REPOSITORY / "output" / "bench.json"
+KEPT = REPOSITORY / "docs" / "bench.json"
+README = REPOSITORY / "README.md"
+MARK = "<!-- results -->"
+
+METHODS = {
+    "training_free": "**training-free segmenter**",
+    "euclidean_clusters": "planes removed, Euclidean clusters",
+    "hdbscan": "HDBSCAN",
+    "felzenszwalb": "Felzenszwalb segments",
+}
+PLACES = {"rooms": "rooms", "small_house": "house"}
+FIGURES = {"ap": "AP", "ap50": "AP50", "ap25": "AP25"}
+OTHERS = {
+    "pseudo_masks_rooms": "pseudo masks (all hypotheses), ten rooms",
+    "pseudo_mask_precision_rooms": "of them on an object by more than half",
+    "pseudo_masks_small_house": "pseudo masks, small house",
+    "pseudo_mask_precision_small_house": "of them on an object by more than half",
+    "id_switches_small_house": "changes of id, small house",
+    "fusion_4cm_ms": "one frame into the map, 4 cm",
+    "fusion_2cm_ms": "one frame into the map, 2 cm",
+    "map_update_4cm_ms": "mesh of what changed, 4 cm",
+    "map_update_2cm_ms": "mesh of what changed, 2 cm",
+    "oversegmentation_250k_s": "over-segmentation of 250k vertices",
+    "cut_1500_ms": "normalised cut of 1500 segments",
+    "cut_3600_ms": "normalised cut of 3600 segments",
+    "segment_mesh_room_s": "mesh of the bundled room to instances",
+    "live_first_instances_s": "live: first frame to first instances",
+    "live_latency_p50_ms": "live: picture to markers, median",
+    "live_latency_p95_ms": "live: picture to markers, 95 %",
+    "live_drop_share": "live: frames dropped",
+    "replay_peak_mb": "peak memory of a replay",
+    "replay_memory_growth": "its growth when the bag is four times as long",
+}
+
+
+def main() -> None:
+    """Keeps the newest measurements and writes them into the README."""
+    if not MEASURED.exists():
+        sys.exit(f"expected {MEASURED}: make bench writes it")
+    rows = json.loads(MEASURED.read_text())
+    measured = {"machine": machine(), "commit": git_commit(), "rows": rows}
+    KEPT.write_text(json.dumps(measured, indent=1) + "\n")
+    before, _, after = README.read_text().split(MARK)
+    README.write_text(before + MARK + rendered(measured) + MARK + after)
+
+
+def rendered(measured: dict[str, Any] | None) -> str:
+    """Both tables as Markdown; None: nothing was measured yet."""
+    rows = {row["name"]: row for row in measured["rows"]} if measured else {}
+    places = [f"{place} {figure}" for place in PLACES.values() for figure in FIGURES.values()]
+    quality = [
+        [label, *(_percent(rows, f"{f}_{method}_{p}") for p in PLACES for f in FIGURES)]
+        for method, label in METHODS.items()
+    ]
+    others = [[label, *_with_peer(rows.get(name))] for name, label in OTHERS.items()]
+    tables = [
+        _table(["%", *places], quality),
+        _table(["", "measured", "for comparison"], others),
+    ]
+    if measured:
+        origin = f"Medians, on {measured['machine']}, at commit `{measured['commit']}`."
+    else:
+        origin = "Not measured yet."
+    return "\n\n" + "\n\n".join([*tables, origin]) + "\n\n"
+
+
+def _table(heading: list[str], rows: list[list[str]]) -> str:
+    ruler = ["---", *["---:"] * (len(heading) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [heading, ruler, *rows])
+
+
+def _percent(rows: dict[str, Any], name: str) -> str:
+    return f"{100 * rows[name]['value']:.1f}" if name in rows else "–"
+
+
+def _with_peer(row: dict[str, Any] | None) -> tuple[str, str]:
+    """(our value, the peer with its value)."""
+    if row is None:
+        return "–", ""
+    if row["peer"] is None:
+        return _number(row["value"], row["unit"]), ""
+    return _number(row["value"], row["unit"]), (
+        f"{_number(row['peer_value'], row['unit'])} ({row['peer']})"
+    )
+
+
+def _number(value: float, unit: str) -> str:
+    if unit in ("share", "0..1"):
+        return f"{100 * value:.1f} %"
+    return f"{value:.4g} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
+
+
+if __name__ == "__main__":
+    main()
