@@ -30,7 +30,7 @@ class ContrastConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contrasts:
-    """pairs (E, 2) int32 of touching segments; values (E,) float64; contacts (E,) mesh edges."""
+    """pairs (E, 2) int32 of touching segments; values (E,); contacts (E,) metres of border."""
 
     pairs: np.ndarray
     values: np.ndarray
@@ -64,7 +64,7 @@ def measure_contrasts(
         features = _unit(image_features)
         values += _angle_term(features, first, second) / config.image_difference
     pairs = np.stack([first, second], axis=1).astype(np.int32)
-    return Contrasts(pairs, values, contacts)
+    return Contrasts(pairs, values, contacts * _mean_length(mesh, edges))
 
 
 def mesh_edges(mesh: Mesh, segments: Segments) -> np.ndarray:
@@ -78,13 +78,25 @@ def mesh_edges(mesh: Mesh, segments: Segments) -> np.ndarray:
 
 
 def _cloud_contacts(mesh: Mesh, segments: Segments) -> np.ndarray:
-
+    """(n, 2) pairs of near points: each with its nearest eight, across touching segments only."""
     count = len(mesh.vertices)
     if count < 2:
         return np.zeros((0, 2), np.int64)
     neighbors = cKDTree(mesh.vertices).query(mesh.vertices, k=min(9, count))[1][:, 1:]
     edges = np.stack([np.repeat(np.arange(count), neighbors.shape[1]), neighbors.ravel()], axis=1)
-    return np.unique(np.sort(edges, axis=1), axis=0)
+    edges = np.unique(np.sort(edges, axis=1), axis=0)
+    sides = np.sort(segments.of_vertex[edges], axis=1).astype(np.int64)
+    touching = segments.neighbors.astype(np.int64) @ (segments.count, 1)
+    known = np.isin(sides @ np.array((segments.count, 1)), touching)
+    return edges[known | (sides[:, 0] == sides[:, 1])]
+
+
+def _mean_length(mesh: Mesh, edges: np.ndarray) -> float:
+    """Metres; the border between two segments is about this long for each edge that crosses it."""
+    if not len(edges):
+        return 0.0
+    steps = mesh.vertices[edges[:, 1]] - mesh.vertices[edges[:, 0]]
+    return float(np.linalg.norm(steps, axis=1).mean())
 
 
 def smooth_curvature(mesh: Mesh, edges: np.ndarray) -> np.ndarray:

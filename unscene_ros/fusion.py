@@ -45,7 +45,7 @@ class FusionConfig:
     voxel_size_m: float = 0.04
     depth_min_m: float = 0.2  # nearer and farther readings are ignored
     depth_max_m: float = 5.0
-    min_weight: int = 3  # a voxel seen less often belongs to no surface
+    min_weight: int = 1  # a voxel seen less often belongs to no surface; more is cleaner, later
     max_weight: int = 32  # about this many frames are averaged: fewer forget removed things sooner
     min_component_triangles: int = 20  # smaller loose pieces of surface are noise
     max_radius_m: float = 30.0  # blocks farther from the camera are dropped

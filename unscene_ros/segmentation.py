@@ -14,7 +14,13 @@ from typing import Protocol
 import numpy as np
 
 from unscene_ros.contrast import ContrastConfig, measure_contrasts
-from unscene_ros.hypotheses import best_instances, cut_hypotheses, merge_hypotheses
+from unscene_ros.hypotheses import (
+    best_instances,
+    borders_with_others,
+    cut_hypotheses,
+    merge_hypotheses,
+    segment_moments,
+)
 from unscene_ros.image_features import (
     FeatureProvider,
     ImageFeaturesConfig,
@@ -53,7 +59,7 @@ class TrainingFreeConfig:
     cut: NormalizedCutConfig = field(default_factory=lambda: NormalizedCutConfig(max_cost=0.1))
     cut_sharpness: float = 6.0  # affinity = exp(-sharpness * contrast)
     min_area_m2: float = 0.04  # an object shows at least this much surface
-    max_extent_m: float = 4.0  # and is no longer than this
+    max_length_m: float = 4.0  # and is no longer than this
     max_overlap: float = 0.5  # intersection over union of two instances, at most
     min_score: float = 0.5  # below it are only alternatives to better instances
     max_instances: int = 200
@@ -70,7 +76,7 @@ class TrainingFreeSegmenter:
         self.config = config or TrainingFreeConfig()
         self.oversegmentation = self.config.oversegmentation
         self._features: FeatureProvider = load_image_features(self.config.image_features)
-        self._map_of_keyframe: dict[int, np.ndarray] = {}
+        self._map_of_keyframe: dict[Frame, np.ndarray] = {}  # a Frame is itself only
 
     def segment(self, mesh: Mesh, segments: Segments, keyframes: Sequence[Frame] = ()) -> Instances:
         """Instances by falling score; above 0.5 they do not overlap.
@@ -84,16 +90,17 @@ class TrainingFreeSegmenter:
         movable = _share(structure, segments) <= 0.5
         image_features = self._image_features(mesh, segments, keyframes)
         contrasts = measure_contrasts(mesh, segments, config.contrast, image_features)
-        areas = np.bincount(segments.of_vertex, vertex_areas(mesh), minlength=segments.count)
+        moments = segment_moments(mesh, segments, vertex_areas(mesh))
         tree = merge_segments(contrasts, movable)
-        merged = merge_hypotheses(tree, movable, areas, config.min_area_m2)
-        cut = cut_hypotheses(contrasts, movable, areas, config.cut_sharpness, config.cut)
+        merged = merge_hypotheses(tree, movable, moments, config.min_area_m2)
+        cut = cut_hypotheses(contrasts, movable, moments[:, 0], config.cut_sharpness, config.cut)
         hypotheses = merged.joined(cut)
-        plausible = hypotheses.masks @ areas >= config.min_area_m2
-        plausible &= _extents(mesh, segments, hypotheses.masks) <= config.max_extent_m
         return best_instances(
-            hypotheses.chosen(plausible),
-            areas,
+            hypotheses,
+            moments,
+            borders_with_others(hypotheses.masks, contrasts, movable),
+            config.min_area_m2,
+            config.max_length_m,
             config.max_overlap,
             config.min_score,
             config.max_instances,
@@ -104,13 +111,8 @@ class TrainingFreeSegmenter:
         if not len(keyframes):
             return None
         known = self._map_of_keyframe
-        self._map_of_keyframe = {
-            frame.stamp_ns: known[frame.stamp_ns]
-            if frame.stamp_ns in known
-            else self._features(frame.color)
-            for frame in keyframes
-        }
-        maps = [self._map_of_keyframe[frame.stamp_ns] for frame in keyframes]
+        maps = [known[f] if f in known else self._features(f.color) for f in keyframes]
+        self._map_of_keyframe = dict(zip(keyframes, maps, strict=True))
         lifted = lift_maps(mesh, keyframes, maps, self.config.image_features)
         return segment_features(lifted, segments)[0]
 
@@ -126,17 +128,3 @@ def _share(of_vertices: np.ndarray, segments: Segments) -> np.ndarray:
     """(S,) share of each segment's vertices that are marked."""
     marked = np.bincount(segments.of_vertex, of_vertices, minlength=segments.count)
     return marked / np.bincount(segments.of_vertex, minlength=segments.count)
-
-
-def _extents(mesh: Mesh, segments: Segments, masks: np.ndarray) -> np.ndarray:
-    """(K,) metres, the longest edge of each mask's axis-aligned box."""
-    extents = np.zeros(len(masks))
-    for axis in range(3):
-        lowest = np.full(segments.count, np.inf)
-        highest = np.full(segments.count, -np.inf)
-        np.minimum.at(lowest, segments.of_vertex, mesh.vertices[:, axis])
-        np.maximum.at(highest, segments.of_vertex, mesh.vertices[:, axis])
-        low = np.where(masks, lowest, np.inf).min(axis=1, initial=np.inf)
-        high = np.where(masks, highest, -np.inf).max(axis=1, initial=-np.inf)
-        extents = np.maximum(extents, high - low)
-    return extents

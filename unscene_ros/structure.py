@@ -1,8 +1,8 @@
 """Finds the structure of a place (floor, ceiling, walls), which objects stand on and hang from.
 
 Floor and ceiling are the outermost large level planes; a wall is a large upright plane with
-nothing behind it. Cabinet fronts, doors of wardrobes and table tops are as flat and as large, but
-there is surface of theirs behind or below them.
+nothing behind it. The fronts of cabinets and wardrobes are as flat and as large, but their sides
+lie behind them. Where two of these planes meet, the fused surface is rounded and belongs to both.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from unscene_ros.scene import InputError, Mesh
 _LEVEL_BIN_M = 0.02
 _WALL_BIN_M = 0.08
 _WALL_DIRECTIONS = 90
+_CELL_M = 0.25
+_BEHIND_M = (0.12, 0.8)  # nearer is noise of the wall itself, farther is another room
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +27,18 @@ class StructureConfig:
     up: tuple[float, ...] = (0.0, 0.0, 1.0)  # against gravity, in the mesh's frame
     plane_tolerance_m: float = 0.05  # distance from a plane that still belongs to it
     level_share: float = 0.25  # floor, ceiling: of the largest level plane's area, at least
-    min_wall_area_m2: float = 1.4
+    min_wall_area_m2: float = 0.5
     min_wall_height_m: float = 1.2
-    max_behind: float = 0.1  # surface behind a wall, as a share of its own area
+    max_behind: float = 0.16  # share of a wall, in cells, that may have surface behind it
+    corner_m: float = 0.08  # nearer than this to two planes is their rounded corner
 
     def __post_init__(self) -> None:
-        if len(self.up) != 3 or not np.linalg.norm(self.up) > 0:
+        if len(self.up) != 3 or not 0 < np.linalg.norm(self.up) < np.inf:
             raise InputError(f"structure.up: expected a direction of 3 numbers, got {self.up}")
+        if self.min_wall_area_m2 <= 0:
+            raise InputError(
+                f"structure.min_wall_area_m2: expected more than 0, got {self.min_wall_area_m2}"
+            )
 
 
 def find_structure(mesh: Mesh, config: StructureConfig) -> np.ndarray:
@@ -41,16 +48,29 @@ def find_structure(mesh: Mesh, config: StructureConfig) -> np.ndarray:
         return structure
     up = np.array(config.up) / np.linalg.norm(config.up)
     areas = vertex_areas(mesh)
-    for facing in (up, -up):
-        structure |= _outermost_level_plane(mesh, areas, facing, config)
-    for wall in _upright_planes(mesh, areas, ~structure, up, config):
-        structure[wall] = True
-    return structure
+    planes_near = np.zeros(len(mesh.vertices), np.int64)
+    planes = [_outermost_level_plane(mesh, areas, facing, config) for facing in (up, -up)]
+    level = np.logical_or(*(plane.members for plane in planes))
+    planes += _walls(mesh, areas, ~level, up, config)
+    for plane in planes:
+        structure |= plane.members
+        planes_near += np.abs(plane.distance) < config.corner_m
+    return structure | (planes_near >= 2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plane:
+    """members (V,) bool, the vertices on it; distance (V,) metres of each vertex before it."""
+
+    members: np.ndarray
+    distance: np.ndarray
 
 
 def vertex_areas(mesh: Mesh) -> np.ndarray:
     """(V,) float64 square metres: a third of each adjacent triangle; equal shares without faces."""
     count = len(mesh.vertices)
+    if not count:
+        return np.zeros(0)
     if not len(mesh.faces):
         # A cloud has no area of its own: what matters is what the points are to each other.
         return np.full(count, _cloud_spacing(mesh.vertices) ** 2)
@@ -69,13 +89,13 @@ def _cloud_spacing(vertices: np.ndarray) -> float:
 
 def _outermost_level_plane(
     mesh: Mesh, areas: np.ndarray, facing: np.ndarray, config: StructureConfig
-) -> np.ndarray:
-    """(V,) bool of the large level plane that lies farthest back against its facing direction."""
+) -> _Plane:
+    """The large level plane that lies farthest back against its facing direction."""
     slope = mesh.normals @ facing
     height = mesh.vertices @ facing
     level = slope > 0.9
     if not level.any():
-        return np.zeros(len(areas), bool)
+        return _Plane(level, np.full(len(areas), np.inf))
     start = height[level].min()
     bins = ((height[level] - start) / _LEVEL_BIN_M).astype(np.int64)
     area_of_bin = np.bincount(bins, areas[level])
@@ -84,20 +104,33 @@ def _outermost_level_plane(
     window = slice(max(first - 6, 0), first + 7)
     peak = window.start + int(np.argmax(area_of_bin[window]))
     plane_height = start + (peak + 0.5) * _LEVEL_BIN_M
-    near = np.abs(height - plane_height) < config.plane_tolerance_m
-    return near & (slope > np.cos(np.deg2rad(25)))
+    distance = height - plane_height
+    members = (np.abs(distance) < config.plane_tolerance_m) & (slope > np.cos(np.deg2rad(25)))
+    places = mesh.vertices @ _ground_axes(facing)
+    # The underside of a table looks down like a ceiling, but its top lies behind it.
+    if not members.any() or _share_behind(members, distance, *places.T) > config.max_behind:
+        return _Plane(np.zeros(len(areas), bool), np.full(len(areas), np.inf))
+    return _Plane(members, distance)
 
 
-def _upright_planes(
-    mesh: Mesh, areas: np.ndarray, free: np.ndarray, up: np.ndarray, config: StructureConfig
-) -> list[np.ndarray]:
-    """Vertex indices of each wall, largest plane first: seeds by voting over direction and offset,
-    then a least-squares plane. Every plane found is taken off, whether it is a wall or not."""
+def _ground_axes(up: np.ndarray) -> np.ndarray:
+    """(3, 2) two unit vectors at right angles to up and to each other."""
     east = np.eye(3)[np.argmin(np.abs(up))]
     east = east - up * (up @ east)
     east /= np.linalg.norm(east)
-    ground = np.stack([east, np.cross(up, east)], axis=1)
-    places, facings = mesh.vertices @ ground, mesh.normals @ ground
+    return np.stack([east, np.cross(up, east)], axis=1)
+
+
+def _walls(
+    mesh: Mesh, areas: np.ndarray, free: np.ndarray, up: np.ndarray, config: StructureConfig
+) -> list[_Plane]:
+    """The walls, largest first: seeds by voting over direction and offset, then least squares.
+
+    Every plane found is taken off, whether it is a wall or not. free (V,) bool: may be in a wall.
+    """
+    ground = _ground_axes(up)
+    # Around the middle, so that the vote does not grow with the distance from the world's origin.
+    places, facings = (mesh.vertices - mesh.vertices.mean(axis=0)) @ ground, mesh.normals @ ground
     heights = mesh.vertices @ up
 
     angle = np.arctan2(facings[:, 1], facings[:, 0]) / (2 * np.pi)
@@ -109,14 +142,14 @@ def _upright_planes(
     shape = (_WALL_DIRECTIONS, int(offset_bin.max()) + 1)
 
     left = free & (np.abs(mesh.normals @ up) < 0.3)
-    walls: list[np.ndarray] = []
+    walls: list[_Plane] = []
     while True:
         rest = np.flatnonzero(left)
         ballots = direction[rest] * shape[1] + offset_bin[rest]
         areas_at = np.bincount(ballots, areas[rest], shape[0] * shape[1]).reshape(shape)
         votes = areas_at + np.roll(areas_at, 1, axis=0) + np.roll(areas_at, -1, axis=0)
         best, at = np.unravel_index(np.argmax(votes), shape)
-        if votes[best, at] < config.min_wall_area_m2 / 4:
+        if votes[best, at] < config.min_wall_area_m2 / 2:
             return walls
         turn = (direction[rest] - best + _WALL_DIRECTIONS // 2) % _WALL_DIRECTIONS
         close = np.abs(turn - _WALL_DIRECTIONS // 2) <= 1
@@ -125,7 +158,9 @@ def _upright_planes(
         left[seed] = False
         left[members] = False
         if _is_wall(members, distance, places, heights, areas, config):
-            walls.append(members)
+            on_wall = np.zeros(len(areas), bool)
+            on_wall[members] = True
+            walls.append(_Plane(on_wall, distance))
 
 
 def _fit_upright_plane(seed, places, facings, areas, left, config):
@@ -147,15 +182,28 @@ def _fit_upright_plane(seed, places, facings, areas, left, config):
 
 
 def _is_wall(members, distance, places, heights, areas, config) -> bool:
-    """Whether a plane is large, tall, and has nothing behind it within an arm's length."""
-    area = areas[members].sum()
+    """Whether a plane is large, tall, and has nothing behind it within an arm's length.
+
+    What lies behind is looked for cell by cell: the rectangle around a wall may reach past the
+    corner of an L-shaped room.
+    """
     low, high = np.percentile(heights[members], [2, 98])
-    if area < config.min_wall_area_m2 or high - low < config.min_wall_height_m:
+    if areas[members].sum() < config.min_wall_area_m2 or high - low < config.min_wall_height_m:
         return False
     center = places[members].mean(axis=0)
     along = np.linalg.svd(places[members] - center, full_matrices=False)[2][0]
     position = (places - center) @ along
-    left, right = np.percentile(position[members], [2, 98])
-    inside = (position > left) & (position < right) & (heights > low) & (heights < high + 0.2)
-    behind = inside & (distance < -0.12) & (distance > -0.8)
-    return bool(areas[behind].sum() <= config.max_behind * area)
+    return _share_behind(members, distance, position, heights) <= config.max_behind
+
+
+def _share_behind(members, distance, first, second) -> float:
+    """Share of a plane's cells that have surface within an arm's length behind them.
+
+    members: vertices on the plane, as indices or (V,) bool; distance, first, second (V,) metres
+    before the plane and along it.
+    """
+    cell = (np.floor(first / _CELL_M).astype(np.int64) << 32) + np.floor(second / _CELL_M).astype(
+        np.int64
+    )
+    behind = (distance < -_BEHIND_M[0]) & (distance > -_BEHIND_M[1])
+    return float(np.isin(np.unique(cell[members]), cell[behind]).mean())
