@@ -86,6 +86,19 @@ def test_what_hangs_under_the_ceiling_leaves_the_ceiling_above_it_structure():
     assert not structure[box_of_vertex == 2].any()
 
 
+def test_the_underside_of_a_block_on_a_leg_is_no_ceiling_where_the_ceiling_was_not_seen():
+    top = Box((0.8, 0.8, 0.68), (2.0, 2.0, 0.88))
+    leg = Box((1.36, 1.36, 0.0), (1.44, 1.44, 0.68))
+    mesh, box_of_vertex = surface_of([*walled_room(), leg, top])
+    seen = mesh.vertices[:, 2] < 2.2
+    faces = mesh.faces[seen[mesh.faces].all(axis=1)]
+    number = (np.cumsum(seen) - 1).astype(np.int32)
+    mesh = Mesh(mesh.vertices[seen], number[faces], mesh.colors[seen], mesh.normals[seen])
+    underside = (box_of_vertex[seen] == 3) & (mesh.normals[:, 2] < -0.9)
+    assert underside.sum() > 500
+    assert not find_structure(mesh, CONFIG)[underside].any()
+
+
 @pytest.mark.parametrize("rotation", [turned(0, 25), turned(1, -40) @ turned(0, 160)])
 def test_a_tilted_map_with_its_own_up_has_the_same_structure(room, rotation):
     mesh, _ = room
@@ -97,7 +110,7 @@ def test_a_tilted_map_with_its_own_up_has_the_same_structure(room, rotation):
 
 @pytest.mark.parametrize(
     ("heading", "offset"),
-    [(33, (0, 0, 0)), (0, (-37.3, 81.4, -12.6)), (211, (500, -900, 0))],
+    [(33, (0, 0, 0)), (0, (-37.3, 81.4, -12.6)), (211, (5000, -9000, 0))],
 )
 def test_where_the_map_begins_and_how_it_is_turned_does_not_matter(room, heading, offset):
     mesh, _ = room
@@ -142,10 +155,17 @@ def test_one_vertex_is_no_wall():
     assert not find_structure(mesh, CONFIG).any()
 
 
-@pytest.mark.parametrize("up", [(0.0, 0.0, 0.0), (0.0, 1.0), (0.0, 0.0, float("nan"))])
+@pytest.mark.parametrize(
+    "up", [(0.0, 0.0, 0.0), (0.0, 1.0), (0.0, 0.0, float("nan")), (float("inf"), 0.0, 0.0)]
+)
 def test_an_up_without_direction_is_refused_by_name(up):
     with pytest.raises(InputError, match=r"structure\.up"):
         StructureConfig(up=up)
+
+
+def test_walls_without_any_area_are_refused_by_name():
+    with pytest.raises(InputError, match=r"structure\.min_wall_area_m2"):
+        StructureConfig(min_wall_area_m2=0.0)
 
 
 def test_each_vertex_has_a_third_of_each_triangle_around_it():
