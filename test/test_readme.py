@@ -19,6 +19,7 @@ from unscene_ros.scene import Instances, Mesh, Segments
 from unscene_ros.storage import Prediction, save_prediction
 
 REPOSITORY = Path(__file__).parents[1]
+BENCHMARKS = REPOSITORY / "test" / "benchmarks"
 README = (REPOSITORY / "README.md").read_text()
 CONTRIBUTING = (REPOSITORY / "CONTRIBUTING.md").read_text()
 DOCUMENTS = pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
@@ -91,7 +92,7 @@ def defined(path: Path) -> set[str]:
 
 @DOCUMENTS
 def test_files_that_are_named_exist(text):
-    known = ("unscene_ros/", "training/", "test/", "launch/", "config/", "docs/", "msg/")
+    known = ("unscene_ros/", "training/", "test/", "launch/", "config/", "msg/")
     named = [name for name in code(text) if name.startswith(known) and "<" not in name]
     assert named
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
@@ -331,14 +332,14 @@ def test_arrays_of_a_prediction_are_those_that_are_written(tmp_path):
 
 
 def test_results_are_those_that_were_measured():
-    """The tables are what docs/results.py makes of docs/bench.json; without it they are empty."""
-    kept = REPOSITORY / "docs" / "bench.json"
-    rendered = runpy.run_path(str(REPOSITORY / "docs" / "results.py"))["rendered"]
+    """The tables are what results.py makes of results.json; without it they are empty."""
+    kept = BENCHMARKS / "results.json"
+    rendered = runpy.run_path(str(BENCHMARKS / "results.py"))["rendered"]
     assert between("results") == rendered(json.loads(kept.read_text()) if kept.exists() else None)
 
 
 def test_measured_values_are_shown_beside_their_peers():
-    rendered = runpy.run_path(str(REPOSITORY / "docs" / "results.py"))["rendered"]
+    rendered = runpy.run_path(str(BENCHMARKS / "results.py"))["rendered"]
     none = {"peer": None, "peer_value": None}
     rows = [
         {"name": "fusion_4cm_ms", "value": 12.34, "unit": "ms", "peer": "Open3D", "peer_value": 20},
@@ -357,5 +358,5 @@ def test_changelog_tells_of_this_version():
 
 
 def test_pictures_are_small():
-    sizes = [path.stat().st_size for path in (REPOSITORY / "docs").glob("*.jpg")]
+    sizes = [path.stat().st_size for path in (REPOSITORY / "test" / "data").rglob("*.jpg")]
     assert sizes and sum(sizes) <= 400_000

@@ -1,4 +1,4 @@
-"""output/bench.json -> docs/bench.json and the results in README.md: `make bench`, then this file.
+"""output/bench.json -> results.json and the results in README.md: run after `make bench`.
 
 A table of quality and one of speed and memory; a figure that was not measured shows as a dash.
 """
@@ -12,14 +12,15 @@ from typing import Any
 
 from unscene_ros.provenance import git_commit, machine
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 MEASURED = REPOSITORY / "output" / "bench.json"
-KEPT = REPOSITORY / "docs" / "bench.json"
+KEPT = Path(__file__).with_name("results.json")
 README = REPOSITORY / "README.md"
 MARK = "<!-- results -->"
 
 METHODS = {
     "training_free": "**training-free segmenter**",
+    "pseudo_masks": "**the same, its whole ranked list**",
     "euclidean_clusters": "planes removed, Euclidean clusters",
     "hdbscan": "HDBSCAN",
     "felzenszwalb": "Felzenszwalb segments",

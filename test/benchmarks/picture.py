@@ -1,4 +1,4 @@
-"""The demo's report -> docs/result.jpg, the README's picture: run `make demo`, then this file.
+"""The demo's report -> the picture in README.md: run `make demo`, then this file.
 
 Above, the fused map in its true colours and its instances; below, some of the pictures it was made
 of. Needs chromium, which draws the report's own 3D view.
@@ -18,9 +18,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 REPORT = REPOSITORY / "output" / "demo" / "report.html"
-PICTURE = REPOSITORY / "docs" / "result.jpg"
+PICTURE = REPOSITORY / "test" / "data" / "office_kitchen" / "result.jpg"
 VIEW = (800, 560)
 PHOTOS = (1, 2, 4, 7)  # of those in the report, side by side
 STAND = "view.yaw = 2.5; view.pitch = 0.62; view.distance *= 0.6; view.target[2] -= 0.3;"
