@@ -1,8 +1,9 @@
 """Quality of instances on ten held-out procedural rooms with sensor noise and on the small house.
 
 Figures are those of the ScanNet benchmark, class-agnostic, 0..1, all rooms pooled. A place is fused
-once for all methods. Pseudo masks are the training-free segmenter's hypotheses of any score; its
-peer is the baseline that is best in that figure.
+once for all methods. `training_free` are the instances that a robot is shown; `pseudo_masks` the
+same segmenter's whole ranked list, alternatives included, which is what average precision is made
+for. The peer of both is the baseline that is best in that figure.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks import LeftOut
+from benchmarks import LeftOut, row
 from training.baselines.euclidean_clusters import euclidean_cluster_instances
 from training.baselines.felzenszwalb import felzenszwalb_instances
 from training.baselines.hdbscan import hdbscan_instances
@@ -44,7 +45,6 @@ EVERY_HYPOTHESIS = dataclasses.replace(CONFIG.segmentation, min_score=0.0)
 def training_free(
     mesh: Mesh, keyframes: Sequence[Frame], config: TrainingFreeConfig = CONFIG.segmentation
 ) -> tuple[Segments, Instances]:
-    # A new segmenter for each place, as it keeps the features of keyframes by their time stamps.
     return segment_mesh(mesh, TrainingFreeSegmenter(config), keyframes)
 
 
@@ -86,10 +86,12 @@ class Results:
         runs = len(self.truths)
         yield from compared(figures, place, runs)
         masks = figures["pseudo_masks"]
-        yield row(f"pseudo_masks_{place}", masks["predictions"], "masks", runs)
-        yield row(f"pseudo_mask_precision_{place}", masks["mask_precision"], "0..1", runs)
+        yield row("quality", f"pseudo_masks_{place}", masks["predictions"], "masks", runs)
+        yield row(
+            "quality", f"pseudo_mask_precision_{place}", masks["mask_precision"], "0..1", runs
+        )
         for method, seconds in self.seconds.items():
-            yield row(f"seconds_{method}_{place}", statistics.median(seconds), "s", runs)
+            yield row("quality", f"seconds_{method}_{place}", statistics.median(seconds), "s", runs)
 
 
 def fused(frames: Iterable[Frame]) -> tuple[Mesh, list[Frame]]:
@@ -117,30 +119,16 @@ def maps_over_time(frames: Iterable[Frame]) -> Iterator[Prediction]:
 
 
 def compared(figures: dict[str, dict[str, Any]], place: str, runs: int) -> Iterator[dict]:
-    """AP, AP50 and AP25 of the training-free segmenter beside the best baseline, and of each."""
+    """AP, AP50 and AP25 of every method, ours beside the best baseline in that figure."""
     for name in ("ap", "ap50", "ap25"):
-        value = {method: figures[method][name] for method in ("training_free", *BASELINES)}
+        value = {method: figures[method][name] for method in METHODS}
         best = max(BASELINES, key=lambda baseline: value[baseline])
-        yield row(f"{name}_training_free_{place}", value["training_free"], "0..1", runs) | {
-            "peer": best.replace("_", " "),
-            "peer_value": value[best],
-            "ratio": value["training_free"] / value[best] if value[best] else None,
-        }
-        for baseline in BASELINES:
-            yield row(f"{name}_{baseline}_{place}", value[baseline], "0..1", runs)
-
-
-def row(name: str, value: float, unit: str, runs: int) -> dict:
-    return {
-        "area": "quality",
-        "name": name,
-        "value": value,
-        "unit": unit,
-        "peer": None,
-        "peer_value": None,
-        "ratio": None,
-        "runs": runs,
-    }
+        for method in METHODS:
+            peer: tuple = ()
+            if method not in BASELINES:
+                ratio = value[method] / value[best] if value[best] else None
+                peer = best.replace("_", " "), value[best], ratio
+            yield row("quality", f"{name}_{method}_{place}", value[method], "0..1", runs, *peer)
 
 
 def shown(items: Iterable, name: str, total: int | None = None) -> Iterable:
@@ -174,8 +162,8 @@ def house_rows() -> Iterator[dict]:
         maps = shown(maps_over_time(recording), "small_house over time", updates)
         switches = count_id_switches(maps, truth)
     mean = statistics.mean(switches.values())
-    yield row("id_switches_small_house", mean, f"per object, {updates} updates", 1)
-    yield row("tracked_objects_small_house", len(switches), "objects", 1)
+    yield row("quality", "id_switches_small_house", mean, f"per object, {updates} updates", 1)
+    yield row("quality", "tracked_objects_small_house", len(switches), "objects", 1)
 
 
 def rows(seeds: Sequence[int] = SEEDS, config: RoomConfig | None = None) -> Iterator[dict]:
