@@ -10,7 +10,6 @@ import argparse
 import importlib
 import json
 import os
-import platform
 import sys
 import time
 from dataclasses import dataclass, field
@@ -19,11 +18,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import LeftOut
+from benchmarks import ROW, LeftOut
+from unscene_ros.provenance import machine
 
 HERE = Path(__file__).parent
 OUTPUT = HERE.parents[1] / "output" / "bench.json"
-ROW = ("area", "name", "value", "unit", "peer", "peer_value", "ratio", "runs")
 
 
 @dataclass
@@ -51,14 +50,6 @@ class Results:
 def available() -> list[str]:
     """The stages that have a bench file."""
     return sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py"))
-
-
-def machine() -> str:
-    """Processor, cores and present load: what the numbers depend on."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    model = models[0] if models else platform.machine()
-    return f"{model}, {len(os.sched_getaffinity(0))} cores, load {os.getloadavg()[0]:.1f}"
 
 
 def table(rows: list[dict], title: str) -> Table:
@@ -103,7 +94,7 @@ def main() -> int:
     names = parser.parse_args().only or available()
 
     console = Console(width=max(120, Console().width))  # the table needs it, also in a log
-    title = machine()
+    title = f"{machine()}, load {os.getloadavg()[0]:.1f}"
     results = measure(names, OUTPUT, console)
     console.print(table(results.rows, title))
     for line in results.left_out:

@@ -7,14 +7,15 @@ Memory is that of the blocks in use.
 
 import dataclasses
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import open3d as o3d
 
+from benchmarks import row, seconds
 from unscene_ros.fusion import FusionConfig, TsdfVolume
 from unscene_ros.recordings import open_recording
 from unscene_ros.scene import Frame
@@ -75,25 +76,11 @@ def frames() -> list[Frame]:
     ]
 
 
-def milliseconds(function: Callable[..., object], *arguments: object) -> float:
-    start = time.perf_counter()
-    function(*arguments)
-    return 1000 * (time.perf_counter() - start)
-
-
-def row(name: str, unit: str, ours: list[float], theirs: list[float]) -> dict:
-    """Medians; the peer's over ours."""
+def compared(name: str, unit: str, ours: list[float], theirs: list[float]) -> dict:
+    """Medians of both."""
     value, peer_value = statistics.median(ours), statistics.median(theirs)
-    return {
-        "area": "fusion",
-        "name": name,
-        "value": value,
-        "unit": unit,
-        "peer": "Open3D VoxelBlockGrid",
-        "peer_value": peer_value,
-        "ratio": peer_value / value,
-        "runs": len(ours),
-    }
+    peer = "Open3D VoxelBlockGrid"
+    return row("fusion", name, value, unit, len(ours), peer, peer_value, peer_value / value)
 
 
 def rows() -> Iterator[dict]:
@@ -108,16 +95,16 @@ def rows() -> Iterator[dict]:
         ours, theirs = TsdfVolume(config), PlainOpen3D(config)
         times: tuple[list[float], list[float]] = [], []
         for frame in recording:
-            times[0].append(milliseconds(ours.integrate, frame))
-            times[1].append(milliseconds(theirs.integrate, frame))
-        yield row(f"fusion_{voxel_cm}cm_ms", "ms", *times)
+            for volume, taken in zip((ours, theirs), times, strict=True):
+                taken.append(1000 * seconds(partial(volume.integrate, frame)))
+        yield compared(f"fusion_{voxel_cm}cm_ms", "ms", *times)
 
         ours.extract_mesh()
         times = [], []
         for frame in recording[:: len(recording) // UPDATES]:
             ours.integrate(frame)
-            times[0].append(milliseconds(ours.extract_mesh))
-            times[1].append(milliseconds(theirs.extract_mesh))
-        yield row(f"map_update_{voxel_cm}cm_ms", "ms", *times)
+            for volume, taken in zip((ours, theirs), times, strict=True):
+                taken.append(1000 * seconds(volume.extract_mesh))
+        yield compared(f"map_update_{voxel_cm}cm_ms", "ms", *times)
         used = ours.block_count * BLOCK_BYTES / 1e6, theirs.used_bytes / 1e6
-        yield row(f"fusion_{voxel_cm}cm_megabytes", "MB", [used[0]], [used[1]])
+        yield compared(f"fusion_{voxel_cm}cm_megabytes", "MB", [used[0]], [used[1]])

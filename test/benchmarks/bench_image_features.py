@@ -1,13 +1,12 @@
 """Time of the built-in image features: one picture, and 24 keyframes on a mesh of 80k vertices."""
 
-import statistics
-import time
-
 import numpy as np
 
+from benchmarks import row, seconds
 from unscene_ros.image_features import lift_to_mesh, load_image_features
 from unscene_ros.scene import Camera, Frame, Mesh
 
+AREA = "image features"
 RUNS = 9
 CAMERA = Camera(320, 240, np.array([[277.0, 0, 159.5], [0, 277, 119.5], [0, 0, 1]]))
 RADIUS_M = 2.5
@@ -43,36 +42,14 @@ def looking_around(count: int) -> list[Frame]:
     return frames
 
 
-def seconds(function) -> float:
-    """Median time of one call after compilation."""
-    function()
-    times = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def row(name: str, value: float, unit: str) -> dict:
-    return {
-        "area": "image features",
-        "name": name,
-        "value": value,
-        "unit": unit,
-        "peer": None,
-        "peer_value": None,
-        "ratio": None,
-        "runs": RUNS,
-    }
-
-
 def rows() -> list[dict]:
     provider = load_image_features()
     mesh, frames = round_room(80_000), looking_around(24)
-    seen = float((lift_to_mesh(mesh, frames, provider).view_counts > 0).mean())
+    seen = float((lift_to_mesh(mesh, frames, provider).view_counts > 0).mean())  # also compiles
+    picture_s = seconds(lambda: provider(frames[0].color), RUNS)
+    lift_s = seconds(lambda: lift_to_mesh(mesh, frames, provider), RUNS)
     return [
-        row("filter_features_320x240_ms", 1000 * seconds(lambda: provider(frames[0].color)), "ms"),
-        row("lift_24_frames_80k_s", seconds(lambda: lift_to_mesh(mesh, frames, provider)), "s"),
-        row("lift_24_frames_80k_seen_share", seen, "share"),
+        row(AREA, "filter_features_320x240_ms", 1000 * picture_s, "ms", RUNS),
+        row(AREA, "lift_24_frames_80k_s", lift_s, "s", RUNS),
+        row(AREA, "lift_24_frames_80k_seen_share", seen, "share", 1),
     ]

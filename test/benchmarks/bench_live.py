@@ -4,7 +4,7 @@ import statistics
 import tempfile
 from pathlib import Path
 
-from benchmarks import LeftOut
+from benchmarks import LeftOut, row
 
 RECORDING = Path(__file__).parents[1] / "data" / "office_kitchen"
 RUNS = 3
@@ -22,19 +22,6 @@ def received() -> dict:
         return run.play().received
 
 
-def row(name: str, values: list[float], unit: str) -> dict:
-    return {
-        "area": "live",
-        "name": name,
-        "value": statistics.median(values),
-        "unit": unit,
-        "peer": None,
-        "peer_value": None,
-        "ratio": None,
-        "runs": len(values),
-    }
-
-
 def rows() -> list[dict]:
     try:
         import rclpy  # noqa: F401
@@ -43,9 +30,12 @@ def rows() -> list[dict]:
         raise LeftOut(f"live_*: ROS 2 is not installed ({error})") from error
     runs = [received() for _ in range(RUNS)]
     late = [run["stamp_to_marker_ms"] for run in runs]
+    figures = (
+        ("live_drop_share", [run["drop_share"] for run in runs], "share"),
+        ("live_latency_p50_ms", [each["p50"] for each in late], "ms"),
+        ("live_latency_p95_ms", [each["p95"] for each in late], "ms"),
+        ("live_first_instances_s", [run["first_instances_s"] for run in runs], "s"),
+    )
     return [
-        row("live_drop_share", [run["drop_share"] for run in runs], "share"),
-        row("live_latency_p50_ms", [each["p50"] for each in late], "ms"),
-        row("live_latency_p95_ms", [each["p95"] for each in late], "ms"),
-        row("live_first_instances_s", [run["first_instances_s"] for run in runs], "s"),
+        row("live", name, statistics.median(values), unit, RUNS) for name, values, unit in figures
     ]

@@ -1,12 +1,14 @@
 """Time of one normalised cut, against the dense generalised eigensolver of scipy."""
 
-import statistics
-import time
+from collections.abc import Iterator
 
 import numpy as np
 import scipy.linalg
 
+from benchmarks import row, seconds
 from unscene_ros.normalized_cut import NormalizedCutConfig, cut_graph
+
+RUNS = 9
 
 
 def clustered_graph(count: int, seed: int) -> np.ndarray:
@@ -18,38 +20,18 @@ def clustered_graph(count: int, seed: int) -> np.ndarray:
     return (features @ features.T > 0.15).astype(np.float32)
 
 
-def seconds(function, runs: int) -> float:
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def dense_cut(edges: np.ndarray) -> None:
     weights = 1e-5 + (1 - 1e-5) * edges.astype(np.float64)
     degrees = np.diag(weights.sum(axis=1))
     scipy.linalg.eigh(degrees - weights, degrees, subset_by_index=[1, 1])
 
 
-def rows() -> list[dict]:
-    result = []
+def rows() -> Iterator[dict]:
     for count in (1500, 3600):
         edges = clustered_graph(count, seed=count)
-        ours = 1000 * seconds(lambda e=edges: cut_graph(e, NormalizedCutConfig()), 9)
-        # The dense solver takes half a minute at 3600 nodes: it is measured at 1500 only.
-        peer = 1000 * seconds(lambda e=edges: dense_cut(e), 1) if count == 1500 else None
-        result.append(
-            {
-                "area": "cut",
-                "name": f"cut_{count}_ms",
-                "value": ours,
-                "unit": "ms",
-                "peer": "scipy.linalg.eigh" if peer else None,
-                "peer_value": peer,
-                "ratio": peer / ours if peer else None,
-                "runs": 9,
-            }
-        )
-    return result
+        ours = 1000 * seconds(lambda e=edges: cut_graph(e, NormalizedCutConfig()), RUNS)
+        peer = None, None, None
+        if count == 1500:  # at 3600 nodes the dense solver takes half a minute
+            theirs = 1000 * seconds(lambda e=edges: dense_cut(e))
+            peer = "scipy.linalg.eigh", theirs, theirs / ours
+        yield row("cut", f"cut_{count}_ms", ours, "ms", RUNS, *peer)

@@ -1,11 +1,11 @@
 """Time of over-segmentation: a real scan by ScanNet's rule, growth from 50k to 1M vertices."""
 
-import statistics
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks import row, seconds
 from unscene_ros.normals import normals_from_faces
 from unscene_ros.oversegmentation import (
     OversegmentationConfig,
@@ -15,6 +15,7 @@ from unscene_ros.oversegmentation import (
 from unscene_ros.scene import Mesh
 
 SCAN = Path(__file__).parents[1] / "data" / "segmentator_oracle.npz"
+AREA = "oversegmentation"
 RUNS = 5
 GROWTH = (50_000, 100_000, 250_000, 500_000, 1_000_000)
 
@@ -41,44 +42,20 @@ def noisy_terrain(count: int) -> Mesh:
     return Mesh(vertices, faces, colors, normals_from_faces(vertices, faces))
 
 
-def seconds(function) -> float:
-    """Median time of one call after compilation."""
-    function()
-    times = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        function()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-def row(name: str, value: float, unit: str = "s") -> dict:
-    return {
-        "area": "oversegmentation",
-        "name": name,
-        "value": value,
-        "unit": unit,
-        "peer": None,
-        "peer_value": None,
-        "ratio": None,
-        "runs": RUNS,
-    }
-
-
-def rows() -> list[dict]:
+def rows() -> Iterator[dict]:
     scan = real_scan()
     scannet = OversegmentationConfig("scannet", k=0.01, min_vertices=20)
-    segments = oversegment(scan, OversegmentationConfig())
-    near = seconds(lambda: segment_neighbors_within(scan, segments, 0.06))
-    result = [
-        row("oversegmentation_scannet_rule_85k_s", seconds(lambda: oversegment(scan, scannet))),
-        row("near_segments_85k_ms", 1000 * near, "ms"),
-    ]
+    segments = oversegment(scan, OversegmentationConfig())  # both calls compile
+    segment_neighbors_within(scan, segments, 0.06)
+    scan_s = seconds(lambda: oversegment(scan, scannet), RUNS)
+    near_s = seconds(lambda: segment_neighbors_within(scan, segments, 0.06), RUNS)
+    yield row(AREA, "oversegmentation_scannet_rule_85k_s", scan_s, "s", RUNS)
+    yield row(AREA, "near_segments_85k_ms", 1000 * near_s, "ms", RUNS)
     taken = {}
     for count in GROWTH:
         mesh = noisy_terrain(count)
-        taken[count] = seconds(lambda mesh=mesh: oversegment(mesh, OversegmentationConfig()))
-        result.append(row(f"oversegmentation_{count // 1000}k_s", taken[count]))
+        taken[count] = seconds(lambda mesh=mesh: oversegment(mesh, OversegmentationConfig()), RUNS)
+        yield row(AREA, f"oversegmentation_{count // 1000}k_s", taken[count], "s", RUNS)
     per_vertex = (taken[GROWTH[-1]] / GROWTH[-1]) / (taken[GROWTH[0]] / GROWTH[0])
-    result.append(row("oversegmentation_time_per_vertex_1000k_over_50k", per_vertex, "times"))
-    return result
+    name = "oversegmentation_time_per_vertex_1000k_over_50k"
+    yield row(AREA, name, per_vertex, "times", RUNS)

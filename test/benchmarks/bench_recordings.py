@@ -5,7 +5,6 @@ import multiprocessing
 import re
 import statistics
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +12,13 @@ import cv2
 import numpy as np
 from rosbags.highlevel import AnyReader
 
+from benchmarks import row, seconds
 from training.scans.to_bag import write_bag
 from unscene_ros.recordings import open_recording
 from unscene_ros.transforms import TransformTree, matrix_from_pose
 
 OFFICE = Path(__file__).parents[1] / "data" / "office_kitchen"
-RUNS = 5
+RUNS, LOOKUPS = 5, 2000
 
 
 def read_office() -> int:
@@ -41,15 +41,6 @@ def read_office_bare() -> int:
             else:
                 picture = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
     return count
-
-
-def frames_per_s(read) -> float:
-    rates = []
-    for _ in range(RUNS):
-        start = time.perf_counter()
-        count = read()
-        rates.append(count / (time.perf_counter() - start))
-    return statistics.median(rates)
 
 
 def peak_memory_mb(path: Path) -> float:
@@ -91,42 +82,17 @@ def lookup_us() -> float:
         for sample in range(2000):
             pose = matrix_from_pose(rng.normal(size=3), rng.normal(size=4))
             tree.add(parent, child, sample * 5_000_000, pose, static=parent in ("base", "link"))
-    times = []
-    for stamp_ns in rng.integers(0, 9_990_000_000, 2000):
-        start = time.perf_counter()
-        tree.lookup("map", "camera", int(stamp_ns))
-        times.append(time.perf_counter() - start)
-    return 1e6 * statistics.median(times)
+    stamps = iter(rng.integers(0, 9_990_000_000, LOOKUPS).tolist())
+    return 1e6 * seconds(lambda: tree.lookup("map", "camera", next(stamps)), LOOKUPS)
 
 
 def rows() -> list[dict]:
-    ours, bare = frames_per_s(read_office), frames_per_s(read_office_bare)
-    alone = {"peer": None, "peer_value": None, "ratio": None}
+    frames = read_office()
+    ours, bare = (frames / seconds(read, RUNS) for read in (read_office, read_office_bare))
+    peer = "rosbags and OpenCV, pictures only", bare, ours / bare
+    growth = "share, four times the length"
     return [
-        {
-            "area": "recordings",
-            "name": "recording_read_hz",
-            "value": ours,
-            "unit": "frames/s",
-            "peer": "rosbags and OpenCV, pictures only",
-            "peer_value": bare,
-            "ratio": ours / bare,
-            "runs": RUNS,
-        },
-        {
-            "area": "recordings",
-            "name": "recording_memory_growth",
-            "value": memory_growth(),
-            "unit": "share, four times the length",
-            "runs": 3,
-            **alone,
-        },
-        {
-            "area": "recordings",
-            "name": "transform_lookup_us",
-            "value": lookup_us(),
-            "unit": "us",
-            "runs": 2000,
-            **alone,
-        },
+        row("recordings", "recording_read_hz", ours, "frames/s", RUNS, *peer),
+        row("recordings", "recording_memory_growth", memory_growth(), growth, 3),
+        row("recordings", "transform_lookup_us", lookup_us(), "us", LOOKUPS),
     ]

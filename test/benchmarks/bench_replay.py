@@ -5,11 +5,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks import row, seconds
 from training.scans.to_bag import write_bag
 from unscene_ros.keyframes import Keyframes
 from unscene_ros.pipeline import PipelineConfig, build_mesh, segment_mesh
@@ -24,19 +24,6 @@ MEMORY_RUNS, TIME_RUNS = 3, 5
 # A process of its own for each replay, because a peak never falls again.
 REPLAY = "import sys; from unscene_ros.replay import replay; from pathlib import Path; "
 REPLAY += "print(replay(Path(sys.argv[1]), Path(sys.argv[2]))['memory_mb']['peak'])"
-
-
-def row(name: str, value: float, unit: str, runs: int) -> dict:
-    return {
-        "area": "replay",
-        "name": name,
-        "value": value,
-        "unit": unit,
-        "peer": None,
-        "peer_value": None,
-        "ratio": None,
-        "runs": runs,
-    }
 
 
 def repeated(times: int) -> Iterator[Frame]:
@@ -69,9 +56,10 @@ def memory_rows() -> list[dict]:
             bag = Path(folder) / f"{times}"
             write_bag(bag, repeated(times))
             peaks.append(peak_mb(bag, Path(folder) / "output"))
+    growth = peaks[1] / peaks[0] - 1
     return [
-        row("replay_peak_mb", peaks[0], "MB", MEMORY_RUNS),
-        row("replay_memory_growth", peaks[1] / peaks[0] - 1, "share", MEMORY_RUNS),
+        row("replay", "replay_peak_mb", peaks[0], "MB", MEMORY_RUNS),
+        row("replay", "replay_memory_growth", growth, "share", MEMORY_RUNS),
     ]
 
 
@@ -82,12 +70,8 @@ def time_row() -> dict:
     mesh = build_mesh(frames, config.fusion)
     segmenter = load_segmenter("training-free")
     segment_mesh(mesh, segmenter, keyframes.frames)  # compiles
-    seconds = []
-    for _ in range(TIME_RUNS):
-        start = time.perf_counter()
-        segment_mesh(mesh, segmenter, keyframes.frames)
-        seconds.append(time.perf_counter() - start)
-    return row("segment_mesh_room_s", statistics.median(seconds), "s", TIME_RUNS)
+    taken = seconds(lambda: segment_mesh(mesh, segmenter, keyframes.frames), TIME_RUNS)
+    return row("replay", "segment_mesh_room_s", taken, "s", TIME_RUNS)
 
 
 def rows() -> Iterator[dict]:

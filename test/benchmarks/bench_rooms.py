@@ -1,23 +1,15 @@
 """Time to furnish a procedural room, to render a noisy frame of it, and to make its truth."""
 
 import statistics
-import time
-from collections.abc import Callable
-from typing import Any
 
+from benchmarks import row, seconds
 from training.scans.rooms import make_room
 
 SEEDS = (0, 5, 12)  # rooms of different size and fullness
 FRAMES = 20
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
-
-
-def rows() -> list[dict[str, Any]]:
+def rows() -> list[dict]:
     """Medians over rooms and frames; there is no peer."""
     make_room(0).frames()[0]  # compiles
     making = [seconds(lambda seed=seed: make_room(seed)) for seed in SEEDS]
@@ -34,15 +26,6 @@ def rows() -> list[dict[str, Any]]:
         ("room_truth_s", "s", truths, 1),
     )
     return [
-        {
-            "area": "rooms",
-            "name": name,
-            "value": statistics.median(times) * factor,
-            "unit": unit,
-            "peer": None,
-            "peer_value": None,
-            "ratio": None,
-            "runs": len(times),
-        }
+        row("rooms", name, statistics.median(times) * factor, unit, len(times))
         for name, unit, times, factor in measured
     ]
