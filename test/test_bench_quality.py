@@ -39,7 +39,6 @@ def test_the_peer_is_the_baseline_that_is_best_in_that_figure():
     of_method = {
         "training_free": figures(0.3, 0.5, 0.6),
         "pseudo_masks": figures(0.4, 0.6, 0.7),
-        "pseudo_masks": figures(0.4, 0.6, 0.7),
         "felzenszwalb": figures(0.1, 0.4, 0.0),
         "hdbscan": figures(0.2, 0.1, 0.0),
         "euclidean_clusters": figures(0.1, 0.1, 0.0),

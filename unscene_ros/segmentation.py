@@ -93,8 +93,11 @@ class TrainingFreeSegmenter:
         moments = segment_moments(mesh, segments, vertex_areas(mesh))
         tree = merge_segments(contrasts, movable)
         merged = merge_hypotheses(tree, movable, moments, config.min_area_m2)
-        cut = cut_hypotheses(contrasts, movable, moments[:, 0], config.cut_sharpness, config.cut)
-        hypotheses = merged.joined(cut)
+        hypotheses = merged
+        if config.min_score < 0.5:  # cuts are alternatives only
+            areas = moments[:, 0]
+            cut = cut_hypotheses(contrasts, movable, areas, config.cut_sharpness, config.cut)
+            hypotheses = merged.joined(cut)
         return best_instances(
             hypotheses,
             moments,
@@ -114,7 +117,8 @@ class TrainingFreeSegmenter:
         maps = [known[f] if f in known else self._features(f.color) for f in keyframes]
         self._map_of_keyframe = dict(zip(keyframes, maps, strict=True))
         lifted = lift_maps(mesh, keyframes, maps, self.config.image_features)
-        return segment_features(lifted, segments)[0]
+        features, seen = segment_features(lifted, segments)
+        return features if seen.any() else None
 
 
 def load_segmenter(name: str, config: TrainingFreeConfig | None = None) -> Segmenter:

@@ -108,7 +108,8 @@ def _outermost_level_plane(
     members = (np.abs(distance) < config.plane_tolerance_m) & (slope > np.cos(np.deg2rad(25)))
     places = mesh.vertices @ _ground_axes(facing)
     # The underside of a table looks down like a ceiling, but its top lies behind it.
-    if not members.any() or _share_behind(members, distance, *places.T) > config.max_behind:
+    behind = (distance < -0.01) & (distance > -_BEHIND_M[1]) & (slope < -0.5)
+    if not members.any() or _share_behind(members, behind, *places.T) > config.max_behind:
         return _Plane(np.zeros(len(areas), bool), np.full(len(areas), np.inf))
     return _Plane(members, distance)
 
@@ -193,17 +194,16 @@ def _is_wall(members, distance, places, heights, areas, config) -> bool:
     center = places[members].mean(axis=0)
     along = np.linalg.svd(places[members] - center, full_matrices=False)[2][0]
     position = (places - center) @ along
-    return _share_behind(members, distance, position, heights) <= config.max_behind
-
-
-def _share_behind(members, distance, first, second) -> float:
-    """Share of a plane's cells that have surface within an arm's length behind them.
-
-    members: vertices on the plane, as indices or (V,) bool; distance, first, second (V,) metres
-    before the plane and along it.
-    """
-    cell = (np.floor(first / _CELL_M).astype(np.int64) << 32) + np.floor(second / _CELL_M).astype(
-        np.int64
-    )
     behind = (distance < -_BEHIND_M[0]) & (distance > -_BEHIND_M[1])
+    return _share_behind(members, behind, position, heights) <= config.max_behind
+
+
+def _share_behind(members, behind, first, second) -> float:
+    """Share of a plane's cells that have surface behind them.
+
+    members: vertices on the plane, as indices or (V,) bool; behind (V,) bool; first, second (V,)
+    metres along the plane.
+    """
+    column, line = (np.floor(along / _CELL_M).astype(np.int64) for along in (first, second))
+    cell = (column << 32) + line
     return float(np.isin(np.unique(cell[members]), cell[behind]).mean())
