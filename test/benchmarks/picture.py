@@ -20,7 +20,7 @@ import numpy as np
 
 REPOSITORY = Path(__file__).parents[2]
 REPORT = REPOSITORY / "output" / "demo" / "report.html"
-PICTURE = REPOSITORY / "test" / "data" / "office_kitchen" / "result.jpg"
+PICTURE = REPOSITORY / "test" / "data" / "result.jpg"
 VIEW = (800, 560)
 PHOTOS = (1, 2, 4, 7)  # of those in the report, side by side
 STAND = "view.yaw = 2.5; view.pitch = 0.62; view.distance *= 0.6; view.target[2] -= 0.3;"
