@@ -26,6 +26,13 @@ def run(make_node: Callable[[], Node], arguments: Sequence[str] | None = None) -
         get_logger("unscene_ros").fatal(str(error))
         rclpy.try_shutdown()
         sys.exit(2)
+    except KeyboardInterrupt:
+        rclpy.try_shutdown()
+        return
+    except Exception:
+        if rclpy.ok():
+            raise
+        return  # asked to end while it was starting, so that ROS was gone under its hands
     try:
         rclpy.spin(node)
     except (KeyboardInterrupt, ExternalShutdownException):
