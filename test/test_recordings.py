@@ -20,6 +20,7 @@ from training.scans.to_bag import (
     write_bag,
 )
 from unscene_ros.recordings import RecordingTopics, open_recording
+from unscene_ros.recordings.bags import Bag
 from unscene_ros.recordings.scan_folder import ScanFolder
 from unscene_ros.scene import Camera, Frame, InputError
 from unscene_ros.synchronization import Drops, SynchronizationConfig
@@ -676,6 +677,12 @@ def test_files_that_are_no_bags_are_refused(tmp_path, suffix, data):
     file.write_bytes(data)
     with pytest.raises(InputError, match="expected a ROS 2 bag"):
         open_recording(file)
+
+
+@pytest.mark.parametrize("name", ["nothing.mcap", "nothing.db3", "nothing"])
+def test_a_bag_that_does_not_exist_is_named(tmp_path, name):
+    with pytest.raises(InputError, match=f"{name}: there is no such file or folder"):
+        Bag(tmp_path / name)
 
 
 def test_what_is_no_recording_is_refused(tmp_path):

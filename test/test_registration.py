@@ -75,6 +75,9 @@ def test_reading_a_message_leaves_it_alone():
         ({"k": np.zeros(9)}, "positive focal lengths"),
         ({"d": np.ones(5), "distortion_model": "fancy"}, "'fancy' with 5 parameters"),
         ({"d": np.ones(3)}, "'plumb_bob' with 3 parameters"),
+        ({"d": np.full(5, np.nan)}, "parameters of a lens, got .*nan"),
+        ({"d": np.full(5, 1e30)}, "parameters of a lens, got .*1e\\+30"),
+        ({"d": np.full(5, -np.inf)}, "parameters of a lens, got .*-inf"),
         ({"width": 0}, "positive size"),
     ],
 )

@@ -20,6 +20,7 @@ _LENS_MODELS = {"plumb_bob": (4, 5), "rational_polynomial": (8,), "equidistant":
 # Two cameras closer together than this share one viewpoint: their pictures map pixel to pixel.
 _SAME_PLACE_M = 1e-4
 _SAME_DIRECTION = 1e-5  # largest difference in a rotation matrix
+_MAX_DISTORTION = 1e6  # beyond the parameters of any lens, as in memory that nobody filled
 _UNSEEN = -1.0  # a pixel coordinate outside every picture
 
 
@@ -38,10 +39,15 @@ class Calibration:
 
     def __post_init__(self) -> None:
         Camera(self.width, self.height, self.intrinsics)  # the same checks
+        if not (np.abs(self.distortion) < _MAX_DISTORTION).all():  # NaN is not below it either
+            raise InputError(
+                f"CameraInfo: expected the distortion parameters of a lens, got "
+                f"{self.distortion.tolist()}: calibrate the camera, or use rectified pictures"
+            )
         if self.is_distorted and len(self.distortion) not in _LENS_MODELS.get(self.lens, ()):
             raise InputError(
                 f"CameraInfo: expected a distortion model out of {', '.join(_LENS_MODELS)}, got "
-                f"'{self.lens}' with {len(self.distortion)} parameters: record rectified pictures"
+                f"'{self.lens}' with {len(self.distortion)} parameters: use rectified pictures"
             )
 
     @staticmethod

@@ -57,8 +57,6 @@ class PlayerNode(Node):
         config = self._config = declare(self, PlayerNodeConfig)
         if not config.bag:
             raise InputError("bag: expected the path of a recording, got none: add -p bag:=PATH")
-        if not Path(config.bag).exists():
-            raise InputError(f"bag {config.bag}: there is no such file or folder")
         self._bag = Bag(Path(config.bag))
         self._publisher_of = {
             topic: self._make_publisher(topic) for topic in self._topics_to_play()

@@ -34,6 +34,8 @@ class Bag:
 
     def __init__(self, path: Path) -> None:
         """Raises InputError when there is no readable bag at this path, or an empty one."""
+        if not path.exists():
+            raise InputError(f"recording {path}: there is no such file or folder")
         self.path = path
         self.warnings: list[str] = []
         self._readers = self._open(path)

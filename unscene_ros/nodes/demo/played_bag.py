@@ -31,8 +31,6 @@ class PlayedBag:
     @staticmethod
     def open(path: Path) -> PlayedBag:
         """Finds the topics; raises InputError for a bag that the live nodes cannot use."""
-        if not path.exists():
-            raise InputError(f"recording {path}: there is no such file or folder")
         bag = Bag(path)
         chosen = choose_topics(bag, RecordingTopics())
         camera_frame = bag.first(chosen.depth).header.frame_id
