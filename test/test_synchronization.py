@@ -33,9 +33,9 @@ def still(camera_frame, stamp_ns):
 def assembler_with(poses=still, tree=None, **settings):
     tree = tree or TransformTree()
     drops = Drops()
-    with_color = settings.pop("with_color", True)
+    options = {key: settings.pop(key) for key in ("with_color", "max_wait_s") if key in settings}
     config = SynchronizationConfig(**settings)
-    return FrameAssembler(poses, tree.lookup, drops, config, with_color), drops
+    return FrameAssembler(poses, tree.lookup, drops, config, **options), drops
 
 
 def stamps_ms(frames):
@@ -131,6 +131,23 @@ def test_waiting_for_a_transform_is_bounded_and_explained():
     assert "100.0 ms after the newest sample" in drops.explanations["no transform"]
     assert list(assembler.frames(finished=True)) == []
     assert drops.counts == {"no transform": 5}
+
+
+def test_waiting_ends_when_later_pictures_are_far_ahead():
+    tree = TransformTree()
+    poses = lambda camera, stamp: tree.lookup("map", camera, stamp)  # noqa: E731
+    assembler, drops = assembler_with(poses, tree, max_wait_s=0.2)
+    for ms in (100, 200, 300):
+        assembler.add_color(color_at(ms))
+        assembler.add_depth(depth_at(ms))
+        assert list(assembler.frames()) == []
+    assert drops.counts == {}
+    assembler.add_depth(depth_at(350))  # has no colour yet
+    assert list(assembler.frames()) == []
+    assert drops.counts == {"no transform": 1}
+    assembler.add_depth(depth_at(600))
+    assert list(assembler.frames()) == []
+    assert drops.counts == {"no transform": 3, "no colour partner": 1}
 
 
 def test_a_frame_that_can_never_get_its_transform_does_not_hold_up_others():

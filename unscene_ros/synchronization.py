@@ -6,8 +6,9 @@ that belongs to a frame is there. Waiting is bounded; what is given up is counte
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,17 +65,20 @@ class FrameAssembler:
         drops: Drops,
         config: SynchronizationConfig | None = None,
         with_color: bool = True,
+        max_wait_s: float = math.inf,
     ) -> None:
         """Both callables give a (4, 4) or raise TransformError.
 
         world_from_camera(camera_frame, stamp_ns) places a picture; lookup(target, source, stamp_ns)
         gives target_from_source between the two cameras. Without colour every frame is grey.
+        A picture is given up when a later one is more than `max_wait_s` ahead of it.
         """
         self._world_from_camera = world_from_camera
         self._lookup = lookup
         self._drops = drops
         self._config = config or SynchronizationConfig()
         self._with_color = with_color
+        self._max_wait_ns = max_wait_s * 1e9
         self._depths: deque[StampedPicture] = deque()
         # Colour often comes faster than depth, and only a part of it finds a partner.
         self._colors: deque[StampedPicture] = deque(maxlen=4 * self._config.max_waiting)
@@ -102,8 +106,7 @@ class FrameAssembler:
                 world_from_camera = self._world_from_camera(depth.frame_id, depth.stamp_ns)
                 registration = self._register(depth, color)
             except TransformError as error:
-                wait = not finished and len(self._pairs) <= self._config.max_waiting
-                if wait and error.may_resolve:
+                if error.may_resolve and not (finished or self._overdue(depth, self._pairs)):
                     return
                 self._pairs.popleft()
                 finite = error.reason != "not finite"
@@ -123,13 +126,18 @@ class FrameAssembler:
                 self._pairs.append((self._depths.popleft(), None))
                 continue
             newest_color_ns = self._colors[-1].stamp_ns if self._colors else -1
-            overdue = finished or len(self._depths) > self._config.max_waiting
-            if newest_color_ns < depth.stamp_ns and not overdue:
+            may_come = newest_color_ns < depth.stamp_ns
+            if may_come and not (finished or self._overdue(depth, self._depths)):
                 return
             self._depths.popleft()
             color = self._take_color(depth.stamp_ns)
             if color is not None:
                 self._pairs.append((depth, color))
+
+    def _overdue(self, depth: StampedPicture, queue: Sized) -> bool:
+        """Whether a picture has waited long enough in its queue."""
+        waited_ns = self._newest_depth_ns - depth.stamp_ns
+        return len(queue) > self._config.max_waiting or waited_ns > self._max_wait_ns
 
     def _take_color(self, stamp_ns: int) -> StampedPicture | None:
         """The nearest colour picture, which no other depth picture gets, or None and a drop."""

@@ -159,8 +159,9 @@ def warnings(monkeypatch):
     return said
 
 
-def test_without_tf_every_frame_is_dropped_and_the_warning_says_why(ros, start, warnings):
-    node, camera, receiver = start("synchronization.max_waiting:=3")
+@pytest.mark.parametrize("limit", ["synchronization.max_waiting:=3", "max_wait_s:=0.3"])
+def test_without_tf_every_frame_is_dropped_and_the_warning_says_why(ros, start, warnings, limit):
+    node, camera, receiver = start(limit)
     for frame in frames(8):
         camera.send_info(frame)
         camera.color.publish(camera.color_msg(frame))

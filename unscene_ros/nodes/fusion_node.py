@@ -44,6 +44,7 @@ class FusionNodeConfig:
     world_frame: str = "map"  # TF frame that the map is built in, z up
     transport: Transport = "auto"  # auto: raw pictures, compressed where only these are published
     mesh_rate_hz: float = 1.0  # how often a changed map is published
+    max_wait_s: float = 2.0  # a picture waits this long for its partner, transform or CameraInfo
     max_waiting_frames: int = 5  # frames that wait to be fused; beyond it the oldest is dropped
     max_marker_triangles: int = 200_000  # most triangles in one message of ~/mesh_markers
     synchronization: SynchronizationConfig = field(default_factory=SynchronizationConfig)
@@ -51,12 +52,9 @@ class FusionNodeConfig:
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
 
     def __post_init__(self) -> None:
-        if not self.mesh_rate_hz > 0:
-            raise InputError(f"mesh_rate_hz: expected more than 0, got {self.mesh_rate_hz}")
-        if not self.max_waiting_frames > 0:
-            raise InputError(
-                f"max_waiting_frames: expected more than 0, got {self.max_waiting_frames}"
-            )
+        for name in ("mesh_rate_hz", "max_wait_s", "max_waiting_frames"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}: expected more than 0, got {getattr(self, name)}")
 
 
 class FusionNode(Node):
@@ -115,6 +113,7 @@ class FusionNode(Node):
             self._transforms.lookup,
             self._drops,
             config.synchronization,
+            max_wait_s=config.max_wait_s,
         )
         for topic, profile, static in (
             ("/tf", qos.TRANSFORMS, False),
@@ -123,8 +122,9 @@ class FusionNode(Node):
             take = partial(self._on_transforms, static)
             self.create_subscription(TFMessage, topic, take, profile)
         # Frames and drops are counted by depth pictures; colour alone is nobody's loss.
-        self._color = PictureTopic(self, "rgb", config.transport, self._on_color, self._drops.warn)
-        self._depth = PictureTopic(self, "depth", config.transport, self._on_depth, self._drops.add)
+        options = config.transport, config.max_wait_s
+        self._color = PictureTopic(self, "rgb", *options, self._on_color, self._drops.warn)
+        self._depth = PictureTopic(self, "depth", *options, self._on_depth, self._drops.add)
 
     def _on_color(self, picture: StampedPicture) -> None:
         self._assembler.add_color(picture)

@@ -35,10 +35,13 @@ class PictureTopic:
         node: Node,
         kind: Literal["rgb", "depth"],
         transport: Transport,
+        max_wait_s: float,
         take: Callable[[StampedPicture], None],
         drop: Callable[[str, str], None],
     ) -> None:
-        """`drop(reason, explanation)` is called for each picture that `take` will not get.
+        """A picture waits for the first CameraInfo until a later one is `max_wait_s` ahead of it.
+
+        `drop(reason, explanation)` is called for each picture that `take` will not get.
 
         `topic` is the resolved name of the raw topic, `received` the number of pictures.
         """
@@ -46,6 +49,7 @@ class PictureTopic:
         self._node = node
         self._take = take
         self._drop = drop
+        self._max_wait_ns = max_wait_s * 1e9
         self._kind = kind
         self._early: deque[Image | CompressedImage] = deque()
         self._calibration: Calibration | None = None
@@ -96,10 +100,12 @@ class PictureTopic:
             self._take(picture_from_msg(self._kind, message, self._calibration))
             return
         self._early.append(message)
-        if len(self._early) > MAX_EARLY:
-            stamp_s = stamp_ns_of(self._early.popleft().header) / 1e9
+        newest_ns = stamp_ns_of(message.header)
+        oldest_ns = stamp_ns_of(self._early[0].header)
+        if len(self._early) > MAX_EARLY or newest_ns - oldest_ns > self._max_wait_ns:
+            self._early.popleft()
             self._drop(
                 "no CameraInfo",
-                f"{self._kind} picture at {stamp_s:.3f} s: no usable CameraInfo on "
+                f"{self._kind} picture at {oldest_ns / 1e9:.3f} s: no usable CameraInfo on "
                 f"'{self._info_topic}' ({self._calibration_problem})",
             )
