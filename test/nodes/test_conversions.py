@@ -2,7 +2,6 @@ import array
 
 import numpy as np
 import pytest
-from builtin_interfaces.msg import Time
 from geometry_msgs.msg import TransformStamped
 from rclpy.serialization import deserialize_message, serialize_message
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
@@ -259,15 +258,3 @@ def test_an_instance_array_with_an_index_outside_is_refused():
     message.instance_of_vertex[0] = 2
     with pytest.raises(InputError, match="below 2"):
         conversions.instances_from_msg(message)
-
-
-def test_diagnostics_come_back_with_their_sections():
-    values = {"frames": {"used": 12345678, "rate_hz": 4.987654321}, "dropped": {"too slow": 2}}
-    message = conversions.diagnostics_to_msg("fusion_node", Time(), "", values)
-    assert message.status[0].level == b"\x00"
-    back = conversions.diagnostics_from_msg(sent(message))["fusion_node"]
-    assert back["frames"] == {"used": 12345678, "rate_hz": pytest.approx(4.98765)}
-    assert back["dropped"] == {"too slow": 2}
-    warning = conversions.diagnostics_to_msg("fusion_node", Time(), "dropped: 3 too slow", {})
-    assert warning.status[0].level == b"\x01"
-    assert warning.status[0].message == "dropped: 3 too slow"

@@ -11,6 +11,7 @@ from unscene_ros.msg import Keyframe, Mesh
 from visualization_msgs.msg import Marker, MarkerArray
 
 from unscene_ros.nodes import conversions, qos
+from unscene_ros.nodes.diagnostics import diagnostics_from_msg
 from unscene_ros.nodes.fusion_node import FusionNode
 from unscene_ros.nodes.warm_up import WALL_M, sample_frames
 from unscene_ros.scene import InputError
@@ -44,7 +45,7 @@ class Receiver(Node):
         )
 
     def _on_diagnostics(self, message):
-        self.values = conversions.diagnostics_from_msg(message)["fusion_node"]
+        self.values = diagnostics_from_msg(message)["fusion_node"]
 
 
 @pytest.fixture

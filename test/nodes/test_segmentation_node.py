@@ -11,6 +11,7 @@ from unscene_ros.msg import Mesh as MeshMsg
 from visualization_msgs.msg import Marker, MarkerArray
 
 from unscene_ros.nodes import conversions, qos, segmentation_node
+from unscene_ros.nodes.diagnostics import diagnostics_from_msg
 from unscene_ros.nodes.warm_up import sample_frames
 from unscene_ros.oversegmentation import OversegmentationConfig
 from unscene_ros.scene import Instances, Mesh
@@ -85,7 +86,7 @@ class Other(Node):
         self.mesh_publisher.publish(conversions.mesh_to_msg(mesh, header, revision))
 
     def _on_diagnostics(self, message):
-        self.values = conversions.diagnostics_from_msg(message)["segmentation_node"]
+        self.values = diagnostics_from_msg(message)["segmentation_node"]
 
 
 @pytest.fixture

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import array
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 from builtin_interfaces.msg import Time
-from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import Point, Pose, Quaternion, Vector3
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
@@ -235,53 +234,6 @@ def _instance(points: np.ndarray, score: float, class_id: int, track_id: int) ->
         ),
         size=Vector3(x=width, y=depth, z=height),
     )
-
-
-# Diagnostics
-
-
-def diagnostics_to_msg(
-    node_name: str, stamp: Time, problem: str, values: Mapping[str, Any]
-) -> DiagnosticArray:
-    """One status: WARN with the problem as its message, or OK when `problem` is empty.
-
-    Sections of `values` become keys with dots: {"dropped": {"too slow": 2}} is "dropped.too slow".
-    """
-    status = DiagnosticStatus(
-        level=DiagnosticStatus.WARN if problem else DiagnosticStatus.OK,
-        name=node_name,
-        message=problem or "ok",
-        values=[KeyValue(key=key, value=_text(value)) for key, value in _flat(values)],
-    )
-    return DiagnosticArray(header=Header(stamp=stamp), status=[status])
-
-
-def diagnostics_from_msg(message: DiagnosticArray) -> dict[str, dict[str, Any]]:
-    """The values of each status by its name, with their sections."""
-    return {status.name: _sections(status.values) for status in message.status}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _text(value: float) -> str:
-    return f"{value:.6g}" if isinstance(value, float) else str(int(value))
-
-
-def _sections(pairs: Sequence[KeyValue]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        *path, key = pair.key.split(".")
-        section = values
-        for part in path:
-            section = section.setdefault(part, {})
-        section[key] = float(pair.value)
-    return values
 
 
 # Arrays

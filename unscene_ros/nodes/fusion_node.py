@@ -10,8 +10,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from tf2_msgs.msg import TFMessage
@@ -21,6 +21,7 @@ from unscene_ros.keyframes import KeyframeConfig, Keyframes
 from unscene_ros.latency import Latency
 from unscene_ros.msg import Keyframe
 from unscene_ros.nodes import conversions, qos
+from unscene_ros.nodes.diagnostics import Diagnostics
 from unscene_ros.nodes.drop_log import DropLog
 from unscene_ros.nodes.map_publisher import MapPublisher
 from unscene_ros.nodes.newest_worker import NewestWorker
@@ -90,13 +91,11 @@ class FusionNode(Node):
         self._keyframe_publisher = self.create_publisher(
             Keyframe, "~/keyframes", qos.latched(config.keyframes.max_frames)
         )
-        self._diagnostics_publisher = self.create_publisher(
-            DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS
-        )
         # Steady, so that the map goes on when simulated time stands still, as behind a recording.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         self.create_timer(1.0 / config.mesh_rate_hz, self._map.publish_changes, clock=steady)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=steady)
+        self.create_timer(LOG_PERIOD_S, self._log_counts, clock=steady)
+        Diagnostics(self, DIAGNOSTICS_PERIOD_S, self._figures, self._drops.news)
         self._subscribe()
         self.get_logger().info(
             f"ready: pictures on {self._color.topic} and {self._depth.topic}, "
@@ -162,14 +161,15 @@ class FusionNode(Node):
                 message = conversions.keyframe_to_msg(kept, self._config.world_frame)
                 self._keyframe_publisher.publish(message)
 
-    def _publish_diagnostics(self) -> None:
+    def _log_counts(self) -> None:
         if self._depth.received:
             self.get_logger().info(
                 f"{self._depth.received} depth pictures, {self._frames_used} frames used, "
-                f"dropped: {self._drops.counts or 'none'}",
-                throttle_duration_sec=LOG_PERIOD_S,
+                f"dropped: {self._drops.counts or 'none'}"
             )
-        values = {
+
+    def _figures(self) -> dict[str, Any]:
+        return {
             "frames": {
                 "received": self._depth.received,
                 "used": self._frames_used,
@@ -180,10 +180,6 @@ class FusionNode(Node):
             "latency_ms": self._latency.summary(),
             "memory_mb": {"peak": peak_memory_mb()},
         }
-        message = conversions.diagnostics_to_msg(
-            self.get_name(), self.get_clock().now().to_msg(), self._drops.news(), values
-        )
-        self._diagnostics_publisher.publish(message)
 
     def destroy_node(self) -> None:
         """Ends the threads first, as they publish; there are none when starting failed."""

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.publisher import Publisher
 from rosgraph_msgs.msg import Clock as ClockMsg
 
 from unscene_ros.nodes import conversions, qos
+from unscene_ros.nodes.diagnostics import Diagnostics
 from unscene_ros.nodes.parameters import declare
 from unscene_ros.nodes.run import run
 from unscene_ros.recordings.bags import Bag, BagMessage
@@ -63,9 +63,6 @@ class PlayerNode(Node):
         }
         self._awaited = self._subscribers_to_wait_for()
         self._clock_publisher = self.create_publisher(ClockMsg, "/clock", qos.CLOCK)
-        self._diagnostics_publisher = self.create_publisher(
-            DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS
-        )
         self._played: Counter[str] = Counter()
         self._rewind()
         if self._next is None:
@@ -79,7 +76,7 @@ class PlayerNode(Node):
         self._ended_at: float | None = None
         steady = Clock(clock_type=ClockType.STEADY_TIME)  # /clock stands still until we move it
         self.create_timer(TICK_S, self._tick, clock=steady)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=steady)
+        Diagnostics(self, DIAGNOSTICS_PERIOD_S, self._figures)
 
     def _topics_to_play(self) -> list[str]:
         """The wanted topics whose message types are installed here."""
@@ -179,12 +176,8 @@ class PlayerNode(Node):
     def _publish_clock(self, stamp_ns: int) -> None:
         self._clock_publisher.publish(ClockMsg(clock=conversions.make_time(stamp_ns)))
 
-    def _publish_diagnostics(self) -> None:
-        values = {"finished": self._ended_at is not None, "played": dict(self._played)}
-        now = self.get_clock().now().to_msg()
-        self._diagnostics_publisher.publish(
-            conversions.diagnostics_to_msg(self.get_name(), now, "", values)
-        )
+    def _figures(self) -> dict[str, Any]:
+        return {"finished": self._ended_at is not None, "played": dict(self._played)}
 
 
 def _message_class(type_name: str) -> Any:

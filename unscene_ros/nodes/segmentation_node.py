@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from diagnostic_msgs.msg import DiagnosticArray
-from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import PointCloud2
 from visualization_msgs.msg import MarkerArray
@@ -19,6 +18,7 @@ from unscene_ros.keyframes import KeyframeConfig, Keyframes
 from unscene_ros.latency import Latency
 from unscene_ros.msg import InstanceArray, Keyframe, Mesh
 from unscene_ros.nodes import conversions, display, qos
+from unscene_ros.nodes.diagnostics import Diagnostics
 from unscene_ros.nodes.drop_log import DropLog
 from unscene_ros.nodes.newest_worker import NewestWorker
 from unscene_ros.nodes.parameters import declare
@@ -70,11 +70,7 @@ class SegmentationNode(Node):
         self._array_publisher = self.create_publisher(InstanceArray, "~/instance_array", qos.MAP)
         self._marker_publisher = self.create_publisher(MarkerArray, "~/instance_markers", qos.MAP)
         self._cloud_publisher = self.create_publisher(PointCloud2, "~/labelled_cloud", qos.MAP)
-        self._diagnostics_publisher = self.create_publisher(
-            DiagnosticArray, "/diagnostics", qos.DIAGNOSTICS
-        )
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=steady)
+        Diagnostics(self, DIAGNOSTICS_PERIOD_S, self._figures, self._drops.news)
         self.create_subscription(
             Keyframe,
             "fusion_node/keyframes",
@@ -123,8 +119,8 @@ class SegmentationNode(Node):
         self._cloud_publisher.publish(display.labelled_cloud_to_msg(mesh, array))
         self._maps.update(["segmented"])
 
-    def _publish_diagnostics(self) -> None:
-        values = {
+    def _figures(self) -> dict[str, Any]:
+        return {
             "maps": dict(self._maps),
             "dropped": dict(self._drops.counts),
             "revision": self._revision,
@@ -132,10 +128,6 @@ class SegmentationNode(Node):
             "latency_ms": self._latency.summary(),
             "memory_mb": {"peak": peak_memory_mb()},
         }
-        message = conversions.diagnostics_to_msg(
-            self.get_name(), self.get_clock().now().to_msg(), self._drops.news(), values
-        )
-        self._diagnostics_publisher.publish(message)
 
     def destroy_node(self) -> None:
         """Ends the thread first, as it publishes; there is none when starting failed."""

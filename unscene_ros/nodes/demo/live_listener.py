@@ -16,7 +16,8 @@ from visualization_msgs.msg import MarkerArray
 from unscene_ros.latency import Latency
 from unscene_ros.msg import InstanceArray, Keyframe, Mesh
 from unscene_ros.nodes import qos
-from unscene_ros.nodes.conversions import diagnostics_from_msg, stamp_ns_of
+from unscene_ros.nodes.conversions import stamp_ns_of
+from unscene_ros.nodes.diagnostics import diagnostics_from_msg
 
 MESH = "/fusion_node/mesh"
 ARRAY = "/segmentation_node/instance_array"
