@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 
 from unscene_ros.fusion import FusionConfig, TsdfVolume
 from unscene_ros.keyframes import KeyframeConfig
+from unscene_ros.latency import Latency
 from unscene_ros.oversegmentation import oversegment
 from unscene_ros.scene import Frame, Instances, Mesh, Segments
 from unscene_ros.segmentation import Segmenter, TrainingFreeConfig
@@ -41,11 +42,19 @@ def build_mesh(frames: Iterable[Frame], config: FusionConfig | None = None) -> M
 
 
 def segment_mesh(
-    mesh: Mesh, segmenter: Segmenter, keyframes: Sequence[Frame] = ()
+    mesh: Mesh,
+    segmenter: Segmenter,
+    keyframes: Sequence[Frame] = (),
+    latency: Latency | None = None,
 ) -> tuple[Segments, Instances]:
     """Cuts a mesh into segments and groups them into instances.
 
     keyframes: pictures taken of this mesh, for segmenters that look at images; may be empty.
+    latency: gets the times of both stages.
     """
-    segments = oversegment(mesh, segmenter.oversegmentation)
-    return segments, segmenter.segment(mesh, segments, keyframes)
+    latency = latency or Latency()
+    with latency.measure("oversegmentation"):
+        segments = oversegment(mesh, segmenter.oversegmentation)
+    with latency.measure("segmentation"):
+        instances = segmenter.segment(mesh, segments, keyframes)
+    return segments, instances

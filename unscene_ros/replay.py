@@ -87,8 +87,9 @@ class _Run:
         with self.latency.measure("meshing"):
             mesh = self.volume.extract_mesh()
         try:
-            with self.latency.measure("segmentation"):
-                segments, instances = segment_mesh(mesh, self.segmenter, self.keyframes.frames)
+            segments, instances = segment_mesh(
+                mesh, self.segmenter, self.keyframes.frames, self.latency
+            )
             with self.latency.measure("tracking"):
                 track_ids = self.tracker.update(mesh, segments, instances)
         except BaseException:
@@ -161,8 +162,7 @@ def segment_file(
     with latency.measure("reading"):
         mesh = read_mesh(mesh_path)
     segmenter = load_segmenter(segmenter_name, config.segmentation)
-    with latency.measure("segmentation"):
-        segments, instances = segment_mesh(mesh, segmenter)
+    segments, instances = segment_mesh(mesh, segmenter, latency=latency)
     track_ids = np.arange(1, len(instances.masks) + 1, dtype=np.int32)
     prediction = Prediction(mesh, segments, instances, track_ids)
     save_prediction(output, prediction)

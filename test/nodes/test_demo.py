@@ -49,7 +49,8 @@ def test_a_recording_becomes_markers_and_a_report(bag, tmp_path, capsys):
     assert received["first_instances_s"] > 0
     assert received["drop_share"] == 0
     assert received["stamp_to_marker_ms"]["p95"] > 0
-    assert {"fusion", "meshing", "segmentation", "tracking"} <= set(metrics["latency_ms"])
+    stages = {"fusion", "meshing", "oversegmentation", "segmentation", "tracking"}
+    assert stages <= set(metrics["latency_ms"])
     mesh = read_mesh(tmp_path / "mesh.ply")
     with np.load(tmp_path / "instances.npz") as instances:
         assert len(instances["instance_of_vertex"]) == len(mesh.vertices) > 1000

@@ -101,9 +101,8 @@ class SegmentationNode(Node):
         if start_over:
             self._tracker = InstanceTracker(self._config.tracking)
         self._revision = message.revision
-        with self._latency.measure("segmentation"):
-            keyframes = list(self._keyframes.frames)
-            segments, instances = segment_mesh(mesh, self._segmenter, keyframes)
+        keyframes = list(self._keyframes.frames)
+        segments, instances = segment_mesh(mesh, self._segmenter, keyframes, self._latency)
         with self._latency.measure("tracking"):
             track_ids = self._tracker.update(mesh, segments, instances)
         with self._latency.measure("publishing"):
