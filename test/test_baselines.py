@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.baselines import euclidean_clusters, felzenszwalb, hdbscan
-from training.baselines.clusters import instances_of_clusters, spread, thin, vertex_areas
+from training.baselines.clusters import instances_of_clusters, spread, thin
 from training.baselines.euclidean_clusters import (
     EuclideanClustersConfig,
     euclidean_cluster_instances,
@@ -16,6 +16,7 @@ from training.baselines.felzenszwalb import FelzenszwalbConfig, felzenszwalb_ins
 from training.baselines.hdbscan import HdbscanConfig, hdbscan_instances
 from unscene_ros.oversegmentation import OversegmentationConfig
 from unscene_ros.scene import Mesh, Segments
+from unscene_ros.structure import vertex_areas
 
 ALL = [felzenszwalb_instances, hdbscan_instances, euclidean_cluster_instances]
 
@@ -183,12 +184,6 @@ def test_spreading_takes_the_nearest_label_within_reach():
     np.testing.assert_array_equal(got, [5, 5, 7, -1])
     nothing = spread(points, np.zeros(0, int), np.zeros(0, int), 0.5)
     np.testing.assert_array_equal(nothing, [-1] * 4)
-
-
-def test_vertex_areas_add_up_to_the_surface():
-    assert vertex_areas(FLOOR).sum() == pytest.approx(9.0, rel=1e-5)
-    cloud = Mesh(FLOOR.vertices, np.zeros((0, 3), np.int32), FLOOR.colors, FLOOR.normals)
-    assert vertex_areas(cloud).sum() == pytest.approx(9.0, rel=0.05)
 
 
 @pytest.mark.parametrize("find", ALL)

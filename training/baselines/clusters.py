@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial import cKDTree
 
-from unscene_ros.scene import Instances, Mesh, Segments
+from unscene_ros.scene import Instances, Segments
 
 
 def thin(points: np.ndarray, spacing_m: float, most: int) -> np.ndarray:
@@ -46,19 +46,6 @@ def instances_of_clusters(
     kept = masks.any(axis=1)
     count = int(kept.sum())
     return Instances(masks[kept], scores[kept].astype(np.float32), np.full(count, -1, np.int32))
-
-
-def vertex_areas(mesh: Mesh) -> np.ndarray:
-    """(V,) square metres of surface around each vertex; of a point cloud, its spacing squared."""
-    if not len(mesh.faces):
-        if len(mesh.vertices) < 2:
-            return np.zeros(len(mesh.vertices))
-        nearest = cKDTree(mesh.vertices).query(mesh.vertices, k=2)[0][:, 1]
-        return np.full(len(mesh.vertices), np.median(nearest) ** 2)
-    corners = mesh.vertices[mesh.faces]
-    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    thirds = np.repeat(np.linalg.norm(normals, axis=1) / 6, 3)
-    return np.bincount(mesh.faces.ravel(), thirds, len(mesh.vertices))
 
 
 def size_scores(areas_m2: np.ndarray) -> np.ndarray:

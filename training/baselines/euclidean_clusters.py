@@ -14,10 +14,11 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from training.baselines.clusters import instances_of_clusters, spread, thin, vertex_areas
+from training.baselines.clusters import instances_of_clusters, spread, thin
 from training.baselines.command import run
 from unscene_ros.oversegmentation import OversegmentationConfig, oversegment
 from unscene_ros.scene import Instances, Mesh, Segments
+from unscene_ros.structure import vertex_areas
 
 
 @dataclass(frozen=True, slots=True)

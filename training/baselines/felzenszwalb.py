@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from training.baselines.clusters import vertex_areas
 from training.baselines.command import run
 from unscene_ros.oversegmentation import OversegmentationConfig, oversegment
 from unscene_ros.scene import Instances, Mesh, Segments
+from unscene_ros.structure import vertex_areas
 
 
 @dataclass(frozen=True, slots=True)
