@@ -86,7 +86,7 @@ def test_the_cloud_holds_position_colour_class_id_and_score_of_every_vertex():
     sizes = [4] * 7
     assert [f.offset for f in cloud.fields] == np.cumsum([0, *sizes[:-1]]).tolist()
     assert (cloud.width, cloud.height, cloud.point_step, cloud.row_step) == (3, 1, 28, 84)
-    points = np.frombuffer(cloud.data, display.CLOUD_FIELDS)
+    points = np.frombuffer(cloud.data, display.CLOUD_POINT)
     np.testing.assert_array_equal(np.stack([points[a] for a in "xyz"], axis=1), vertices)
     assert points["instance"].tolist() == [6, -1, 5]
     assert points["label"].tolist() == [-1, -1, -1]

@@ -7,7 +7,7 @@ visual descriptors", 2021. The networks come from `transformers`; weights are ne
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -135,7 +135,7 @@ def _pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def _load(model: str) -> nn.Module:
+def _load(model: str) -> Any:
     """The network in evaluation mode; raises InputError when it is missing or of another kind."""
     remedy = (
         "give a local folder with config.json and model.safetensors, or a hub id such as "

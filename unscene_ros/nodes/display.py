@@ -24,18 +24,17 @@ LABEL_HEIGHT_M = 0.12
 THINNEST_BOX_M = 0.01  # viewers warn about a box without volume
 UNLABELLED_BRIGHTNESS = 0.4  # of the map's own colour, so that the objects stand out
 
-CLOUD_FIELDS = np.dtype(
-    [
-        ("x", np.float32),
-        ("y", np.float32),
-        ("z", np.float32),
-        ("rgb", np.uint32),
-        ("label", np.int32),
-        ("instance", np.int32),
-        ("confidence", np.float32),
-    ]
-)
-_POINT_TYPES = {"rgb": PointField.FLOAT32, "label": PointField.INT32, "instance": PointField.INT32}
+# Name -> how it is held here and how the message calls it, all of four bytes.
+_CLOUD_FIELDS = {
+    "x": (np.float32, PointField.FLOAT32),
+    "y": (np.float32, PointField.FLOAT32),
+    "z": (np.float32, PointField.FLOAT32),
+    "rgb": (np.uint32, PointField.FLOAT32),  # three bytes that viewers expect in a float
+    "label": (np.int32, PointField.INT32),
+    "instance": (np.int32, PointField.INT32),
+    "confidence": (np.float32, PointField.FLOAT32),
+}
+CLOUD_POINT = np.dtype([(name, kind) for name, (kind, _) in _CLOUD_FIELDS.items()])
 
 
 def instances_to_markers(
@@ -101,7 +100,7 @@ def labelled_cloud_to_msg(mesh: Mesh, message: InstanceArray) -> PointCloud2:
     inside = instance_of_vertex >= 0
     index = instance_of_vertex[inside]
     ids = np.array([instance.id for instance in message.instances], np.int32)
-    points = np.zeros(len(mesh.vertices), CLOUD_FIELDS)
+    points = np.zeros(len(mesh.vertices), CLOUD_POINT)
     points["x"], points["y"], points["z"] = mesh.vertices.T
     rgb = (mesh.colors * UNLABELLED_BRIGHTNESS).astype(np.uint8)
     rgb[inside] = instance_colors(ids)[index]
@@ -115,13 +114,8 @@ def labelled_cloud_to_msg(mesh: Mesh, message: InstanceArray) -> PointCloud2:
 
 def _cloud(header: Header, points: np.ndarray) -> PointCloud2:
     fields = [
-        PointField(
-            name=name,
-            offset=CLOUD_FIELDS.fields[name][1],
-            datatype=_POINT_TYPES.get(name, PointField.FLOAT32),
-            count=1,
-        )
-        for name in CLOUD_FIELDS.names
+        PointField(name=name, offset=4 * place, datatype=datatype, count=1)
+        for place, (name, (_, datatype)) in enumerate(_CLOUD_FIELDS.items())
     ]
     data = array.array("B")
     data.frombytes(points.tobytes())
@@ -130,8 +124,8 @@ def _cloud(header: Header, points: np.ndarray) -> PointCloud2:
         height=1,
         width=len(points),
         fields=fields,
-        point_step=CLOUD_FIELDS.itemsize,
-        row_step=CLOUD_FIELDS.itemsize * len(points),
+        point_step=CLOUD_POINT.itemsize,
+        row_step=CLOUD_POINT.itemsize * len(points),
         data=data,
         is_dense=True,
     )

@@ -7,7 +7,6 @@ holds up the camera.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -188,7 +187,7 @@ class FusionNode(Node):
         super().destroy_node()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Entry point of the executable."""
     run(FusionNode, arguments)
 

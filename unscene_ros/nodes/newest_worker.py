@@ -22,8 +22,8 @@ class NewestWorker(Generic[Item]):
         self,
         name: str,
         work: Callable[[Item], None],
-        on_drop: Callable[[Item], None],
-        on_failure: Callable[[Item, Exception], None],
+        on_drop: Callable[[Item], object],
+        on_failure: Callable[[Item, Exception], object],
         capacity: int = 1,
     ) -> None:
         self._work = work

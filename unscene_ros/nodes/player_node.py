@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import time
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -189,7 +188,7 @@ def _message_class(type_name: str) -> Any:
         return None
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Entry point of the executable."""
     run(PlayerNode, arguments)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import rclpy
 from rclpy.executors import ExternalShutdownException
@@ -13,7 +13,7 @@ from rclpy.node import Node
 from unscene_ros.scene import InputError
 
 
-def run(make_node: Callable[[], Node], arguments: Sequence[str] | None = None) -> None:
+def run(make_node: Callable[[], Node], arguments: list[str] | None = None) -> None:
     """Spins the node until SIGINT or SIGTERM; exit code 2 for a user's mistake in its settings.
 
     A node that holds threads ends them in its `destroy_node`. A node may end the process by

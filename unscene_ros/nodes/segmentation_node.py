@@ -6,7 +6,6 @@ Segmenting takes seconds while maps go on coming: a thread works on the newest o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,7 +134,7 @@ class SegmentationNode(Node):
         super().destroy_node()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Entry point of the executable."""
     run(SegmentationNode, arguments)
 
