@@ -43,6 +43,9 @@ class Camera(Node):
         """Everything that belongs to a frame."""
         self.send_info(frame)
         self.send_pose(frame)
+        self.send_pictures(frame)
+
+    def send_pictures(self, frame):
         self.color.publish(self.color_msg(frame))
         self.depth.publish(self.depth_msg(frame))
 

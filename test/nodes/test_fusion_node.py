@@ -127,8 +127,7 @@ def test_pictures_before_their_camera_info_are_not_lost(ros, start):
     sent = frames(4)
     for frame in sent[:2]:
         camera.send_pose(frame)
-        camera.color.publish(camera.color_msg(frame))
-        camera.depth.publish(camera.depth_msg(frame))
+        camera.send_pictures(frame)
     ros.spin_until(lambda: node._depth.received == 2)
     for frame in sent[2:]:
         camera.send(frame)
@@ -140,8 +139,7 @@ def test_a_picture_waits_for_its_transform(ros, start):
     node, camera, _ = start()
     [frame] = frames(1)
     camera.send_info(frame)
-    camera.color.publish(camera.color_msg(frame))
-    camera.depth.publish(camera.depth_msg(frame))
+    camera.send_pictures(frame)
     ros.spin_for(0.3)
     assert node._frames_used == 0
     camera.send_pose(frame)
@@ -165,8 +163,7 @@ def test_without_tf_every_frame_is_dropped_and_the_warning_says_why(ros, start, 
     node, camera, receiver = start(limit)
     for frame in frames(8):
         camera.send_info(frame)
-        camera.color.publish(camera.color_msg(frame))
-        camera.depth.publish(camera.depth_msg(frame))
+        camera.send_pictures(frame)
         ros.spin_for(0.03)
     ros.spin_until(lambda: dropped(node).get("no transform", 0) >= 4)
     assert "camera_optical" in warnings[0]
@@ -181,8 +178,7 @@ def test_a_transform_far_from_the_picture_is_named_with_its_gap(ros, start, warn
     camera.send_pose(old[0])
     for frame in new:
         camera.send_info(frame)
-        camera.color.publish(camera.color_msg(frame))
-        camera.depth.publish(camera.depth_msg(frame))
+        camera.send_pictures(frame)
         ros.spin_for(0.03)
     ros.spin_until(lambda: dropped(node).get("no transform", 0) >= 1)
     assert "2900.0 ms" in warnings[0]

@@ -46,8 +46,3 @@ def instances_of_clusters(
     kept = masks.any(axis=1)
     count = int(kept.sum())
     return Instances(masks[kept], scores[kept].astype(np.float32), np.full(count, -1, np.int32))
-
-
-def size_scores(areas_m2: np.ndarray) -> np.ndarray:
-    """Scores in 0..1 that rise with the area: large clusters are seldom accidents."""
-    return (areas_m2 / (areas_m2 + 0.5)).astype(np.float32)

@@ -60,15 +60,11 @@ class NewestWorker(Generic[Item]):
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def wait_until_idle(self, timeout_s: float) -> bool:
-        """True as soon as nothing waits and nothing is being worked on, False after the timeout."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self.pending, timeout_s)
-
     @property
     def pending(self) -> int:
         """How many items wait or are being worked on."""
-        return len(self._waiting) + self._working
+        with self._changed:
+            return len(self._waiting) + self._working
 
     def _run(self) -> None:
         while True:
@@ -82,6 +78,4 @@ class NewestWorker(Generic[Item]):
                 self._work(item)
             except Exception as error:  # one bad item must not end the thread
                 self._on_failure(item, error)
-            with self._changed:
-                self._working = False
-                self._changed.notify_all()
+            self._working = False
