@@ -1,0 +1,105 @@
+"""Layers of sparse networks: parameters in MinkowskiEngine's shapes and under its names.
+
+`kernel` is (K³, C, D), or (C, D) where K is 1; `bias` (1, D); batch normalisation keeps its numbers
+under `bn`. So the state dicts of both fit without renaming.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from unscene_ros.models.backends import Epilogue
+from unscene_ros.models.sparse_convolution import convolve, convolve_down, convolve_up
+from unscene_ros.models.sparse_tensor import Level, SparseTensor
+
+
+class Convolution(nn.Module):
+    """Submanifold convolution of odd size, or of size 2 and stride 2 to the coarser level."""
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: int, stride: int = 1, bias: bool = False
+    ) -> None:
+        super().__init__()
+        if stride not in (1, 2) or (stride == 2) != (kernel_size == 2):
+            raise ValueError(f"kernel size {kernel_size} with stride {stride} is not implemented")
+        self.down = stride == 2
+        shape = (inputs, outputs) if kernel_size == 1 else (kernel_size**3, inputs, outputs)
+        self.kernel = nn.Parameter(_initial_kernel(shape, kernel_size**3 * outputs))
+        self.bias = nn.Parameter(torch.zeros(1, outputs)) if bias else None
+
+    def forward(self, tensor: SparseTensor) -> SparseTensor:
+        output = (convolve_down if self.down else convolve)(tensor, self.kernel)
+        return output if self.bias is None else output.with_features(output.features + self.bias)
+
+    def fused(self, tensor: SparseTensor, epilogue: Epilogue) -> SparseTensor:
+        """The convolution with what follows it, without gradients; there is no bias then."""
+        return (convolve_down if self.down else convolve)(tensor, self.kernel, epilogue)
+
+
+class TransposedConvolution(nn.Module):
+    """Transposed convolution of size 2³ and stride 2, to the level that the tensor came from."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(_initial_kernel((8, inputs, outputs), 8 * inputs))
+        self.bias = None
+
+    def forward(self, tensor: SparseTensor, level: Level) -> SparseTensor:
+        return convolve_up(tensor, self.kernel, level)
+
+    def fused(self, tensor: SparseTensor, level: Level, epilogue: Epilogue) -> SparseTensor:
+        """As `Convolution.fused`."""
+        return convolve_up(tensor, self.kernel, level, epilogue)
+
+
+class BatchNormalization(nn.Module):
+    """Batch normalisation over all voxels of all scenes."""
+
+    def __init__(self, channels: int, momentum: float = 0.02) -> None:
+        super().__init__()
+        self.bn = nn.BatchNorm1d(channels, momentum=momentum)
+
+    def forward(self, tensor: SparseTensor) -> SparseTensor:
+        bn, features = self.bn, tensor.features
+        if self.training and len(features) > 1:
+            return tensor.with_features(bn(features))
+        # One row has no variance: it is normalised by the running statistics.
+        return tensor.with_features(
+            nn.functional.batch_norm(
+                features, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps
+            )
+        )
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """(scale, shift) that it amounts to at inference."""
+        bn = self.bn
+        scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
+        return scale, bn.bias - bn.running_mean * scale
+
+
+def convolve_normalized(
+    tensor: SparseTensor,
+    convolution: Convolution | TransposedConvolution,
+    normalization: BatchNormalization,
+    level: Level | None = None,
+    residual: SparseTensor | None = None,
+    relu: bool = True,
+) -> SparseTensor:
+    """relu(normalization(convolution(tensor)) + residual): one operation at inference.
+
+    level: where a transposed convolution leads.
+    """
+    arguments = () if level is None else (level,)
+    if not torch.is_grad_enabled() and not normalization.training:
+        scale, shift = normalization.folded()
+        epilogue = Epilogue(scale, shift, None if residual is None else residual.features, relu)
+        return convolution.fused(tensor, *arguments, epilogue)
+    output = normalization(convolution(tensor, *arguments))
+    features = output.features if residual is None else output.features + residual.features
+    return output.with_features(features.relu() if relu else features)
+
+
+def _initial_kernel(shape: tuple[int, ...], fan: int) -> Tensor:
+    """He et al., "Delving deep into rectifiers", ICCV 2015, for ReLU."""
+    return torch.randn(shape) * (2 / fan) ** 0.5
