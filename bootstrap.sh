@@ -20,7 +20,7 @@ fi
 
 main() {
   make_venv
-  once packages install_packages requirements.txt setup.py ||
+  once packages install_packages requirements.txt setup.py unscene_ros/models/backends/*.[ch] ||
     fail "installing the packages failed, see above; running again goes on from there"
   once ros install_ros bootstrap.sh requirements-ros.txt CMakeLists.txt package.xml msg/*.msg ||
     go_on_without_ros

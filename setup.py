@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 setup(
     name="unscene_ros",
@@ -14,6 +14,16 @@ setup(
     package_dir={"": "."},  # an editable install is then one path, which the messages can extend
     packages=find_packages(include=["unscene_ros", "unscene_ros.*"]),
     package_data={"unscene_ros": ["report.html"]},
+    ext_modules=[
+        Extension(  # a plain C library, loaded with ctypes
+            "unscene_ros.models.backends.native_kernel",
+            ["unscene_ros/models/backends/native_kernel.c"],
+            depends=["unscene_ros/models/backends/native_tiles.h"],
+            extra_compile_args=["-O3", "-std=gnu11", "-fopenmp"],
+            extra_link_args=["-fopenmp"],
+            optional=True,  # without a compiler the networks run in plain PyTorch
+        )
+    ],
     # The versions that were tested are pinned in requirements.txt.
     install_requires=[
         "numpy",

@@ -95,7 +95,8 @@ def unpool(tensor: SparseTensor, level: Level) -> SparseTensor:
 def pool_scenes(tensor: SparseTensor, mode: Literal["mean", "max"]) -> Tensor:
     """(B, C): one row per scene; an empty scene has zeros."""
     lengths = torch.tensor(tensor.level.scene_sizes, device=tensor.features.device)
-    return torch.segment_reduce(tensor.features, mode, lengths=lengths, axis=0, initial=0)
+    pooled = torch.segment_reduce(tensor.features, mode, lengths=lengths, axis=0)
+    return pooled.masked_fill(lengths[:, None] == 0, 0)
 
 
 def _map_between(level: Level, tensor: SparseTensor) -> KernelMap:

@@ -28,13 +28,10 @@ class Convolution(nn.Module):
         self.kernel = nn.Parameter(_initial_kernel(shape, kernel_size**3 * outputs))
         self.bias = nn.Parameter(torch.zeros(1, outputs)) if bias else None
 
-    def forward(self, tensor: SparseTensor) -> SparseTensor:
-        output = (convolve_down if self.down else convolve)(tensor, self.kernel)
+    def forward(self, tensor: SparseTensor, epilogue: Epilogue | None = None) -> SparseTensor:
+        """epilogue: what follows, for convolutions without bias and without gradients."""
+        output = (convolve_down if self.down else convolve)(tensor, self.kernel, epilogue)
         return output if self.bias is None else output.with_features(output.features + self.bias)
-
-    def fused(self, tensor: SparseTensor, epilogue: Epilogue) -> SparseTensor:
-        """The convolution with what follows it, without gradients; there is no bias then."""
-        return (convolve_down if self.down else convolve)(tensor, self.kernel, epilogue)
 
 
 class TransposedConvolution(nn.Module):
@@ -43,13 +40,11 @@ class TransposedConvolution(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.kernel = nn.Parameter(_initial_kernel((8, inputs, outputs), 8 * inputs))
-        self.bias = None
 
-    def forward(self, tensor: SparseTensor, level: Level) -> SparseTensor:
-        return convolve_up(tensor, self.kernel, level)
-
-    def fused(self, tensor: SparseTensor, level: Level, epilogue: Epilogue) -> SparseTensor:
-        """As `Convolution.fused`."""
+    def forward(
+        self, tensor: SparseTensor, level: Level, epilogue: Epilogue | None = None
+    ) -> SparseTensor:
+        """level: where it leads. epilogue: as in `Convolution`."""
         return convolve_up(tensor, self.kernel, level, epilogue)
 
 
@@ -74,6 +69,7 @@ class BatchNormalization(nn.Module):
     def folded(self) -> tuple[Tensor, Tensor]:
         """(scale, shift) that it amounts to at inference."""
         bn = self.bn
+        assert bn.running_mean is not None and bn.running_var is not None
         scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
         return scale, bn.bias - bn.running_mean * scale
 
@@ -90,12 +86,18 @@ def convolve_normalized(
 
     level: where a transposed convolution leads.
     """
-    arguments = () if level is None else (level,)
+
+    def convolved(epilogue: Epilogue | None = None) -> SparseTensor:
+        if isinstance(convolution, TransposedConvolution):
+            assert level is not None
+            return convolution(tensor, level, epilogue)
+        return convolution(tensor, epilogue)
+
     if not torch.is_grad_enabled() and not normalization.training:
         scale, shift = normalization.folded()
-        epilogue = Epilogue(scale, shift, None if residual is None else residual.features, relu)
-        return convolution.fused(tensor, *arguments, epilogue)
-    output = normalization(convolution(tensor, *arguments))
+        addend = None if residual is None else residual.features
+        return convolved(Epilogue(scale, shift, addend, relu))
+    output = normalization(convolved())
     features = output.features if residual is None else output.features + residual.features
     return output.with_features(features.relu() if relu else features)
 

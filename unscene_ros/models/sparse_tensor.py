@@ -255,7 +255,16 @@ def sparse_tensor(
 def batch_voxels(
     batch: Sequence[Voxels], device: torch.device | str = "cpu", backend: BackendName = "auto"
 ) -> SparseTensor:
-    """The voxels of several meshes as one sparse tensor; `at_points` returns them in this order."""
+    """The voxels of several meshes as one sparse tensor; `at_points` returns them in this order.
+
+    Raises InputError for an empty batch and for other numbers of channels within it.
+    """
+    channels = sorted({voxels.features.shape[1] for voxels in batch})
+    if len(channels) != 1:
+        raise InputError(
+            f"batch_voxels: expected at least one scene and one number of channels, got "
+            f"{len(batch)} scenes with {channels} channels"
+        )
     coordinates = [
         np.pad(voxels.coordinates, ((0, 0), (1, 0)), constant_values=scene)
         for scene, voxels in enumerate(batch)
