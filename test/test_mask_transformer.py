@@ -1,0 +1,428 @@
+"""The mask decoder: its parts by hand, the whole against a plain twin, and scenes of odd sizes."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from sparse_voxels import random_voxels
+
+from unscene_ros.models.mask_transformer import (
+    MaskTransformer,
+    MaskTransformerConfig,
+    _in_box,
+    to_instances,
+)
+from unscene_ros.models.query_layers import CrossAttention, FourierEncoding, farthest_points
+from unscene_ros.models.segment_pooling import SegmentShares, in_row_order, segment_means
+from unscene_ros.models.sparse_convolution import pool_down
+from unscene_ros.models.sparse_tensor import SparseTensor, sparse_tensor
+from unscene_ros.scene import InputError
+
+CONFIG = MaskTransformerConfig(
+    channels=(7, 6, 5),
+    classes=2,
+    queries=6,
+    width=16,
+    heads=2,
+    feedforward_width=20,
+    rounds=2,
+    sampled_voxels=(10, 30),
+)
+
+
+def decoder(training=False, **changes) -> MaskTransformer:
+    torch.manual_seed(0)
+    return MaskTransformer(dataclasses.replace(CONFIG, **changes)).double().train(training)
+
+
+def feature_maps(voxels: SparseTensor, channels=CONFIG.channels) -> list[SparseTensor]:
+    """Stands in for a U-Net: at each stride numbers that depend on the voxels below."""
+    generator = torch.Generator().manual_seed(1)
+    maps, pooled = [], voxels
+    for width in reversed(channels):
+        weight = torch.randn(voxels.features.shape[1], width, generator=generator).double()
+        maps.append(pooled.with_features((pooled.features @ weight).sin()))
+        pooled = pool_down(pooled, "mean")
+    return maps[::-1]
+
+
+def blocks(voxels: SparseTensor) -> tuple[torch.Tensor, list[int]]:
+    """(segment of each voxel, segments of each scene): eight cubes around the origin."""
+    x, y, z = (voxels.level.coordinates[:, 1:] >= 0).long().T
+    return x + 2 * y + 4 * z, [8] * voxels.level.scenes
+
+
+def scene(count: int, seed=0) -> SparseTensor:
+    return random_voxels(4, count, scenes=1, seed=seed)
+
+
+def batch(*scenes: SparseTensor) -> SparseTensor:
+    coordinates = [tensor.level.coordinates.clone() for tensor in scenes]
+    for number, rows in enumerate(coordinates):
+        rows[:, 0] = number
+    features = torch.cat([tensor.features for tensor in scenes])
+    return sparse_tensor(torch.cat(coordinates), features, scenes=len(scenes), backend="torch")
+
+
+def published_shapes(channels, width, feedforward, classes):
+    """Names and shapes in Mask3D's weights, without the backbone."""
+    *seen, finest = channels
+    linear = {"weight": (width, width), "bias": (width,)}
+    norm = {"norm.weight": (width,), "norm.bias": (width,)}
+    attention = {
+        "in_proj_weight": (3 * width, width),
+        "in_proj_bias": (3 * width,),
+        "out_proj.weight": (width, width),
+        "out_proj.bias": (width,),
+    }
+    parts = {
+        "mask_features_head": {"kernel": (finest, width), "bias": (1, width)},
+        "pos_enc": {"gauss_B": (3, width // 2)},
+        "query_projection.layers.0": {"weight": (width, width, 1), "bias": (width,)},
+        "query_projection.layers.2": {"weight": (width, width, 1), "bias": (width,)},
+        "mask_embed_head.0": linear,
+        "mask_embed_head.2": linear,
+        "class_embed_head": {"weight": (classes + 1, width), "bias": (classes + 1,)},
+        "decoder_norm": {"weight": (width,), "bias": (width,)},
+    }
+    for layer, inputs in enumerate(seen):
+        parts |= {
+            f"lin_squeeze.0.{layer}": {"weight": (width, inputs), "bias": (width,)},
+            f"cross_attention.0.{layer}": norm,
+            f"cross_attention.0.{layer}.multihead_attn": attention,
+            f"self_attention.0.{layer}": norm,
+            f"self_attention.0.{layer}.self_attn": attention,
+            f"ffn_attention.0.{layer}": norm,
+            f"ffn_attention.0.{layer}.linear1": {
+                "weight": (feedforward, width),
+                "bias": (feedforward,),
+            },
+            f"ffn_attention.0.{layer}.linear2": {
+                "weight": (width, feedforward),
+                "bias": (width,),
+            },
+        }
+    return {f"{part}.{name}": shape for part in parts for name, shape in parts[part].items()}
+
+
+def test_parameters_have_the_published_names_and_shapes():
+    network = MaskTransformer(MaskTransformerConfig(classes=2))
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    assert shapes == published_shapes((256, 256, 128, 96, 96), 128, 1024, 2)
+
+
+def test_farthest_points_equal_those_of_a_loop():
+    points = torch.randint(-20, 20, (60, 3), generator=torch.Generator().manual_seed(0)).double()
+    chosen = [7]
+    for _ in range(14):
+        gaps = [min(math.dist(point, points[row]) for row in chosen) for point in points]
+        chosen.append(gaps.index(max(gaps)))
+    assert farthest_points(points, 15, start=7).tolist() == chosen
+
+
+def test_farthest_points_of_a_line_and_of_fewer_points_than_asked_for():
+    points = torch.tensor([[0.0, 0, 0], [1, 0, 0], [10, 0, 0], [6, 0, 0]])
+    assert farthest_points(points, 4).tolist() == [0, 2, 3, 1]
+    assert farthest_points(points[:2], 5).tolist() == [0, 1, 0, 0, 0]
+
+
+def test_positions_are_encoded_as_sines_and_cosines():
+    encoding = FourierEncoding(4, spread=1.0)
+    encoding.gauss_B = torch.tensor([[1.0, 0.5], [0.0, 2.0], [0.25, 0.0]])
+    angles = torch.tensor([2 * math.pi * (0.5 + 0.25), 2 * math.pi * (0.25 + 0.25)])
+    encoded = encoding(torch.tensor([[0.5, 0.125, 1.0]]))
+    torch.testing.assert_close(encoded, torch.cat([angles.sin(), angles.cos()])[None])
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(encoding(torch.tensor([[0.5, 0.125, 1.0]])), encoded)
+
+
+def test_positions_lie_in_the_box_of_their_own_scene():
+    coordinates = torch.tensor([[0, 4, 0, 7], [0, 6, 0, 8], [0, 8, 0, 7], [2, 1, 1, 1]])
+    tensor = sparse_tensor(coordinates, coordinates[:, 1:].double(), scenes=3, backend="torch")
+    expected = [[0, 0, 0], [0.5, 0, 1], [1, 0, 0], [0, 0, 0]]
+    torch.testing.assert_close(_in_box(tensor), torch.tensor(expected).double())
+
+
+def test_segment_means_count_voxels_and_are_zero_without_any():
+    features = torch.tensor([[1.0, 2], [3, 4], [8, 0], [5, 6]], dtype=torch.float64)
+    ids = torch.tensor([2, 0, 0, 2])
+    expected = torch.tensor([[5.5, 2], [0, 0], [3, 4], [0, 0]], dtype=torch.float64)
+    torch.testing.assert_close(segment_means(features, ids, 4), expected)
+    assert torch.autograd.gradcheck(
+        lambda f: segment_means(f, ids, 4), features.clone().requires_grad_()
+    )
+    assert segment_means(features.to(torch.bfloat16), ids, 4).dtype == torch.float32
+
+
+def test_shares_of_segments_equal_pooling_the_values_of_voxels():
+    voxels = random_voxels(4)
+    segments = torch.randint(0, 5, (len(voxels.level),), generator=torch.Generator().manual_seed(0))
+    values = torch.randn(5, 3)
+    shares = SegmentShares.of_root(voxels.level, segments, 5)
+    pooled = SparseTensor(values[segments], voxels.level)
+    for _ in range(4):
+        torch.testing.assert_close(shares.mix(values), pooled.features)
+        shares, pooled = shares.coarser(), pool_down(pooled, "mean")
+
+
+def test_values_of_points_come_into_the_order_of_rows():
+    coordinates = torch.tensor([[0, 3, 0, 0], [0, -1, 0, 0], [0, 3, 0, 0], [0, 1, 0, 0]])
+    level = sparse_tensor(coordinates, torch.zeros(4, 1), backend="torch").level
+    assert in_row_order(torch.tensor([30, 10, 31, 20]), level).tolist() == [10, 20, 30]
+
+
+def test_a_query_takes_nothing_from_hidden_voxels():
+    attention = CrossAttention(8, 2)
+    queries, places = torch.randn(3, 8), torch.randn(3, 8)
+    voxels, positions = torch.randn(5, 8), torch.randn(5, 8)
+    hidden = torch.zeros(3, 5, dtype=torch.bool)
+    hidden[:, 3:] = True
+    torch.testing.assert_close(
+        attention(queries, places, voxels, positions, hidden),
+        attention(queries, places, voxels[:3], positions[:3], hidden[:, :3]),
+    )
+
+
+def test_a_query_from_which_all_is_hidden_sees_all():
+    attention = CrossAttention(8, 2)
+    arguments = [torch.randn(3, 8), torch.randn(3, 8), torch.randn(5, 8), torch.randn(5, 8)]
+    hidden = torch.zeros(3, 5, dtype=torch.bool)
+    hidden[0, 2] = hidden[1] = True
+    opened = hidden.clone()
+    opened[1] = False
+    assert torch.equal(attention(*arguments, hidden), attention(*arguments, opened))
+
+
+def attend(layer, queries, keys, values, hidden=None):
+    """Attention of several heads (Vaswani et al., 2017), written out."""
+    weights, biases = layer.in_proj_weight.chunk(3), layer.in_proj_bias.chunk(3)
+    q, k, v = (
+        (x @ w.T + b).unflatten(1, (layer.num_heads, -1)).transpose(0, 1)
+        for x, w, b in zip((queries, keys, values), weights, biases, strict=True)
+    )
+    scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[2])
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -torch.inf)
+    return layer.out_proj((scores.softmax(2) @ v).transpose(0, 1).flatten(1))
+
+
+def plain_decoder(network, maps, segments, count):
+    """One scene in evaluation mode with the mask of each voxel pooled step by step."""
+    *seen, finest = maps
+    cells = [finest.with_features(finest.level.coordinates[:, 1:].double())]
+    for _ in seen:
+        cells.append(pool_down(cells[-1], "mean"))
+
+    def encode(xyz, box):
+        scaled = (xyz - box.amin(0)) / (box.amax(0) - box.amin(0))
+        angles = 2 * math.pi * scaled @ network.pos_enc.gauss_B
+        return torch.cat([angles.sin(), angles.cos()], 1)
+
+    root = cells[0].features
+    places = encode(root[farthest_points(root, CONFIG.queries)], root)
+    places = network.query_projection(places.T).T
+    mask_features = network.mask_features_head(finest).features
+    means = torch.stack([mask_features[segments == s].mean(0) for s in range(count)])
+    queries, results = torch.zeros_like(places), []
+
+    def predict():
+        normed = network.decoder_norm(queries)
+        masks = network.mask_embed_head(normed) @ means.T
+        results.append((network.class_embed_head(normed), masks))
+        return masks
+
+    masks = predict()
+    for _ in range(CONFIG.rounds):
+        for layer, tensor in enumerate(seen):
+            pooled = finest.with_features(masks.T[segments])
+            for _ in range(len(seen) - layer):
+                pooled = pool_down(pooled, "mean")
+            hidden = pooled.features.T.sigmoid() < 0.5
+            hidden[hidden.all(1)] = False
+            voxels = network.lin_squeeze[0][layer](tensor.features)
+            positions = encode(*[cells[len(seen) - layer].features] * 2)
+            cross, own = network.cross_attention[0][layer], network.self_attention[0][layer]
+            feedforward = network.ffn_attention[0][layer]
+            taken = attend(
+                cross.multihead_attn, queries + places, voxels + positions, voxels, hidden
+            )
+            queries = cross.norm(queries + taken)
+            taken = attend(own.self_attn, queries + places, queries + places, queries)
+            queries = own.norm(queries + taken)
+            queries = feedforward.norm(
+                queries + feedforward.linear2(feedforward.linear1(queries).relu())
+            )
+            masks = predict()
+    return results
+
+
+def test_every_layer_equals_a_plain_decoder():
+    voxels, network = scene(200), decoder()
+    segments, counts = blocks(voxels)
+    maps = feature_maps(voxels)
+    predictions = network(maps, segments, counts)
+    expected = plain_decoder(network, maps, segments, 8)
+    assert len(predictions) == len(expected) == 1 + CONFIG.rounds * 2
+    for prediction, (class_logits, mask_logits) in zip(predictions, expected, strict=True):
+        torch.testing.assert_close(prediction.class_logits[0], class_logits)
+        torch.testing.assert_close(prediction.mask_logits[0], mask_logits)
+
+
+def test_the_order_of_the_points_does_not_matter():
+    voxels, network = scene(150), decoder()
+    order = torch.randperm(150, generator=torch.Generator().manual_seed(2))
+    level = voxels.level
+    shuffled = sparse_tensor(level.coordinates[order], voxels.features[order], backend="torch")
+    segments, counts = blocks(voxels)
+    rows = in_row_order(segments[order], shuffled.level)
+    one = network(feature_maps(voxels), segments, counts)[-1]
+    other = network(feature_maps(shuffled), rows, counts)[-1]
+    torch.testing.assert_close(other.class_logits, one.class_logits)
+    torch.testing.assert_close(other.mask_logits, one.mask_logits)
+
+
+def test_a_batch_gives_what_each_scene_gives_alone():
+    scenes, network = [scene(150), scene(40, seed=1), scene(1, seed=2), scene(0)], decoder()
+    together = batch(*scenes)
+    result = network(feature_maps(together), *blocks(together))[-1]
+    for number, voxels in enumerate(scenes):
+        alone = network(feature_maps(voxels), *blocks(voxels))[-1]
+        torch.testing.assert_close(result.class_logits[number], alone.class_logits[0])
+        torch.testing.assert_close(result.mask_logits[number], alone.mask_logits[0])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_gradients_reach_every_parameter_and_every_map(training):
+    voxels, network = batch(scene(150), scene(60, seed=1)), decoder(training)
+    maps = feature_maps(voxels)
+    for tensor in maps:
+        tensor.features.requires_grad_()
+    predictions = network(maps, *blocks(voxels))
+    loss = sum(p.class_logits.sin().sum() for p in predictions)
+    loss += sum(masks.sin().sum() for p in predictions for masks in p.mask_logits)
+    loss.backward()
+    gradients = {name: p.grad for name, p in network.named_parameters()}
+    gradients |= {f"map {tensor.level.stride}": tensor.features.grad for tensor in maps}
+    untouched = [name for name, g in gradients.items() if g is None or not g.any()]
+    assert not untouched
+    assert all(g.isfinite().all() for g in gradients.values())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_scenes_of_hardly_any_voxels(training, count):
+    voxels, network = scene(count), decoder(training)
+    segments = torch.arange(count)
+    for prediction in network(feature_maps(voxels), segments, [count]):
+        assert prediction.class_logits.shape == (1, 6, 3)
+        assert prediction.class_logits.isfinite().all()
+        assert prediction.mask_logits[0].shape == (6, count)
+        assert prediction.mask_logits[0].isfinite().all()
+    prediction.class_logits.sum().backward()
+
+
+def test_one_segment_and_segments_without_voxels():
+    voxels, network = scene(50), decoder()
+    ids = torch.ones(50, dtype=torch.int64)
+    (masks,) = network(feature_maps(voxels), ids, [4])[-1].mask_logits
+    assert not masks[:, [0, 2, 3]].any()
+    (alone,) = network(feature_maps(voxels), ids * 0, [1])[-1].mask_logits
+    torch.testing.assert_close(masks[:, 1:2], alone)
+
+
+def test_evaluation_is_deterministic_and_training_follows_its_generator():
+    voxels, network = scene(200), decoder()
+    arguments = (feature_maps(voxels), *blocks(voxels))
+    assert torch.equal(network(*arguments)[-1].class_logits, network(*arguments)[-1].class_logits)
+    network.train()
+    seeds = (0, 0, 1)
+    one, same, other = (
+        network(*arguments, torch.Generator().manual_seed(seed))[-1].class_logits for seed in seeds
+    )
+    assert torch.equal(one, same)
+    assert not torch.allclose(one, other)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_training_looks_at_a_sample_of_the_voxels(training):
+    voxels, network = scene(200), decoder(training)
+    maps, looked_at = feature_maps(voxels), {}
+    for layer in (0, 1):
+        network.lin_squeeze[0][layer].register_forward_pre_hook(
+            lambda _, arguments, layer=layer: looked_at.update({layer: len(arguments[0])})
+        )
+    network(maps, *blocks(voxels))
+    sizes = [len(tensor.level) for tensor in maps[:2]]
+    assert all(a > b for a, b in zip(sizes, CONFIG.sampled_voxels, strict=True))
+    assert looked_at == dict(enumerate(CONFIG.sampled_voxels if training else sizes))
+
+
+def test_half_precision_stays_finite_and_near():
+    torch.manual_seed(0)
+    network, voxels = MaskTransformer(CONFIG).eval(), scene(100)
+    maps = [m.with_features(m.features.float()) for m in feature_maps(voxels)]
+    exact = network(maps, *blocks(voxels))[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        half = network(maps, *blocks(voxels))
+    torch.testing.assert_close(
+        half[0].mask_logits[0].float(), exact.mask_logits[0], atol=0.05, rtol=0.05
+    )
+    assert half[-1].class_logits.isfinite().all()
+
+
+def test_instances_are_scored_by_class_and_mask():
+    # Softmax of log weights: query 0 is class 0 by 0.75, query 1 class 1 by 0.5, query 2 nothing.
+    class_logits = torch.tensor([[6.0, 1, 1], [1, 4, 3], [1, 1, 2]]).log()
+    probability = torch.tensor([[0.9, 0.6, 0.2], [0.1, 0.8, 0.3], [0.4, 0.3, 0.2]])
+    voxels = torch.tensor([1, 3, 4])
+    instances = to_instances(class_logits, probability.logit(), voxels, most=3)
+    inside = (0.9 * 1 + 0.6 * 3) / 4
+    assert instances.scores.tolist() == pytest.approx([0.75 * inside, 0.5 * 0.8, 0.125 * 0.8])
+    assert instances.class_ids.tolist() == [0, 1, 0]
+    assert instances.masks.tolist() == [
+        [True, True, False],
+        [False, True, False],
+        [False, True, False],
+    ]
+
+
+def test_instances_of_a_scene_without_voxels():
+    voxels, network = scene(0), decoder()
+    prediction = network(feature_maps(voxels), *blocks(voxels))[-1]
+    instances = to_instances(
+        prediction.class_logits[0], prediction.mask_logits[0], torch.zeros(8, dtype=torch.int64)
+    )
+    assert instances.masks.shape == (0, 8)
+
+
+def test_maps_and_segments_that_do_not_fit_are_refused():
+    voxels, network = scene(50), decoder()
+    segments, counts = blocks(voxels)
+    maps = feature_maps(voxels)
+    with pytest.raises(InputError, match=r"maps of \(7, 6, 5\) channels, got \(6, 5\)"):
+        network(maps[1:], segments, counts)
+    foreign = feature_maps(scene(50))
+    with pytest.raises(InputError, match="one chain of levels, got stride 2 before 1"):
+        network([*foreign[:2], maps[2]], segments, counts)
+    with pytest.raises(InputError, match="50 ids and segment counts for 1 scenes, got"):
+        network(maps, segments[1:], counts)
+    with pytest.raises(InputError, match="50 ids and segment counts for 1 scenes, got"):
+        network(maps, segments, [4, 4])
+    with pytest.raises(InputError, match=r"ids 0\.\.5 in scene 0, got [67]"):
+        network(maps, segments, [6])
+    with pytest.raises(InputError, match=r"ids 0\.\.7 in scene 0, got -1"):
+        network(maps, segments - 1, counts)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampled_voxels": (10,)}, "sampled_voxels for the 2 maps"),
+        ({"heads": 3}, "even width that 3 heads can share, got 16"),
+        ({"width": 15, "heads": 3}, "even width that 3 heads can share, got 15"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        decoder(**changes)

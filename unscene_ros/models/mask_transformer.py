@@ -1,0 +1,263 @@
+"""Feature maps of a sparse U-Net and segments -> instance masks over the segments, one per query.
+
+The decoder of Mask3D (Schult et al., ICRA 2023) as UnScene3D (Rozenberszki et al., CVPR 2024)
+configures it: queries start at points spread over the scene and attend, level by level from coarse
+to fine, to the voxels of the mask that they predicted before. The state dict is the one of their
+published weights without the backbone.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unscene_ros.models.query_layers import (
+    CrossAttention,
+    FeedForward,
+    FourierEncoding,
+    SelfAttention,
+    farthest_points,
+)
+from unscene_ros.models.segment_pooling import SegmentShares, number_across_scenes, segment_means
+from unscene_ros.models.sparse_convolution import pool_down
+from unscene_ros.models.sparse_layers import Convolution
+from unscene_ros.models.sparse_tensor import Level, SparseTensor
+from unscene_ros.scene import InputError, Instances
+
+
+@dataclass(frozen=True, slots=True)
+class MaskTransformerConfig:
+    """The shape of the decoder."""
+
+    channels: tuple[int, ...] = (256, 256, 128, 96, 96)  # of the maps, coarse to fine
+    classes: int = 1  # of objects, without "no object"; UnScene3D's weights have 2
+    queries: int = 100  # masks that a scene can have
+    width: int = 128  # of queries and mask features
+    heads: int = 8
+    feedforward_width: int = 1024
+    rounds: int = 3  # over all levels, with the same weights
+    # Voxels of each level that queries may see in training, drawn anew for each layer. The finest
+    # map is not among them: it makes the masks.
+    sampled_voxels: tuple[int, ...] = (200, 800, 3200, 12800)
+    frequency_spread: float = 1.0  # standard deviation of the encoding's frequencies
+
+
+class MaskPrediction(NamedTuple):
+    """What one layer says of B scenes, with Q queries and S_b segments.
+
+    class_logits (B, Q, classes + 1), the last one is "no object"; mask_logits (Q, S_b) per scene,
+    above 0 where a segment belongs to the mask.
+    """
+
+    class_logits: Tensor
+    mask_logits: tuple[Tensor, ...]
+
+
+class _View(NamedTuple):
+    """A level as queries see it: features and encoded positions (N_b, C) of each scene."""
+
+    features: tuple[Tensor, ...]
+    positions: tuple[Tensor, ...]
+    shares: SegmentShares
+
+
+class MaskTransformer(nn.Module):
+    """Raises InputError for a config whose parts do not fit together."""
+
+    def __init__(self, config: MaskTransformerConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or MaskTransformerConfig()
+        _check_config(config)
+        width, heads = config.width, config.heads
+        *seen, finest = config.channels
+        self.mask_features_head = Convolution(finest, width, 1, bias=True)
+        self.pos_enc = FourierEncoding(width, config.frequency_spread)
+        projection = (nn.Conv1d(width, width, 1), nn.ReLU(), nn.Conv1d(width, width, 1), nn.ReLU())
+        self.query_projection = nn.Sequential(OrderedDict(layers=nn.Sequential(*projection)))
+        self.lin_squeeze = _one_round(nn.Linear(channels, width) for channels in seen)
+        self.cross_attention = _one_round(CrossAttention(width, heads) for _ in seen)
+        self.self_attention = _one_round(SelfAttention(width, heads) for _ in seen)
+        self.ffn_attention = _one_round(FeedForward(width, config.feedforward_width) for _ in seen)
+        self.decoder_norm = nn.LayerNorm(width)
+        self.mask_embed_head = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
+        )
+        self.class_embed_head = nn.Linear(width, config.classes + 1)
+
+    def forward(
+        self,
+        maps: Sequence[SparseTensor],
+        segment_of_voxel: Tensor,
+        segment_counts: Sequence[int],
+        generator: torch.Generator | None = None,
+    ) -> list[MaskPrediction]:
+        """The predictions before the first layer and after each one; the last is the result.
+
+        maps: coarse to fine, each on the level that `coarser` of the next one's level made.
+        segment_of_voxel (N,) in the order of the finest rows (see `in_row_order`), counted from 0
+        in each scene. segment_counts: S_b of each scene. generator: of the random choices in
+        training, on the device of the maps. A segment without voxels has mask logits 0: it is in no
+        mask. Raises InputError for maps and segments that do not fit.
+        """
+        root = _check_maps(maps, self.config.channels)
+        total = sum(segment_counts)
+        segments = number_across_scenes(root, segment_of_voxel, segment_counts)
+        features = segment_means(self.mask_features_head(maps[-1]).features, segments, total)
+        segment_features = features.split(list(segment_counts))
+
+        cells = _cells(root, self.pos_enc.gauss_B.dtype)
+        views = self._views(maps, cells, SegmentShares.of_root(root, segments, total))
+        positions = self._query_positions(cells, generator)
+        queries = torch.zeros_like(positions)
+        predictions = [self._predict(queries, segment_features)]
+        for _ in range(self.config.rounds):
+            for layer, view in enumerate(views):
+                logits = torch.cat(predictions[-1].mask_logits, 1)
+                hidden = view.shares.mix(logits.T) < 0  # where the sigmoid is below one half
+                queries = self._see(layer, queries, positions, view, hidden, generator)
+                queries = self.self_attention[0][layer](queries, positions)
+                queries = self.ffn_attention[0][layer](queries)
+                predictions.append(self._predict(queries, segment_features))
+        return predictions
+
+    def _views(
+        self, maps: Sequence[SparseTensor], cells: SparseTensor, shares: SegmentShares
+    ) -> list[_View]:
+        """All maps but the finest; cells and shares are those of the root level."""
+        views = []
+        for tensor in reversed(maps[:-1]):
+            cells, shares = pool_down(cells, "mean"), shares.coarser()
+            positions = tensor.with_features(self.pos_enc(_in_box(cells)))
+            views.append(_View(tensor.of_scenes(), positions.of_scenes(), shares))
+        return views[::-1]
+
+    def _query_positions(self, cells: SparseTensor, generator: torch.Generator | None) -> Tensor:
+        """(B, Q, C): encoded positions far from each other; any in a scene without voxels."""
+        chosen = []
+        in_box = cells.with_features(_in_box(cells))
+        for scene, positions in zip(cells.of_scenes(), in_box.of_scenes(), strict=True):
+            if not len(scene):
+                chosen.append(positions.new_zeros(self.config.queries, 3))
+                continue
+            start = 0
+            if self.training:
+                device = scene.device
+                start = int(torch.randint(len(scene), (), generator=generator, device=device))
+            chosen.append(positions[farthest_points(scene, self.config.queries, start)])
+        encoded = self.pos_enc(torch.stack(chosen))
+        return self.query_projection(encoded.transpose(1, 2)).transpose(1, 2)
+
+    def _predict(self, queries: Tensor, segment_features: Iterable[Tensor]) -> MaskPrediction:
+        queries = self.decoder_norm(queries)
+        embeddings = self.mask_embed_head(queries)
+        masks = zip(embeddings, segment_features, strict=True)
+        return MaskPrediction(
+            self.class_embed_head(queries),
+            tuple(embedding @ features.T for embedding, features in masks),
+        )
+
+    def _see(
+        self,
+        layer: int,
+        queries: Tensor,
+        query_positions: Tensor,
+        view: _View,
+        hidden: Tensor,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """(B, Q, C): the queries after they saw the voxels that are not hidden (N, Q) from them."""
+        seen = []
+        limit = self.config.sampled_voxels[layer]
+        hidden_of_scenes = hidden.split([len(features) for features in view.features])
+        for scene, scene_hidden in enumerate(hidden_of_scenes):
+            voxels = (view.features[scene], view.positions[scene], scene_hidden)
+            count = len(scene_hidden)
+            if self.training and count > limit:
+                rows = torch.randperm(count, generator=generator, device=queries.device)[:limit]
+                voxels = tuple(values[rows] for values in voxels)
+            query = queries[scene]
+            if count:
+                features, positions, hidden_voxels = voxels
+                memory = self.lin_squeeze[0][layer](features)
+                query = self.cross_attention[0][layer](
+                    query, query_positions[scene], memory, positions, hidden_voxels.T
+                )
+            seen.append(query)
+        return torch.stack(seen)
+
+
+def to_instances(
+    class_logits: Tensor, mask_logits: Tensor, voxels_of_segment: Tensor, most: int = 100
+) -> Instances:
+    """The best `most` pairs of query and class of one scene, best first, without empty masks.
+
+    class_logits (Q, classes + 1), mask_logits (Q, S), voxels_of_segment (S,) their numbers. The
+    score is the probability of the class times the mean probability of the mask inside it.
+    """
+    masks = mask_logits > 0
+    voxels = masks * voxels_of_segment
+    confidence = (mask_logits.float().sigmoid() * voxels).sum(1) / voxels.sum(1).clamp(min=1)
+    probabilities = class_logits.float().softmax(1)[:, :-1]
+    scores = (probabilities * confidence[:, None]).flatten()
+    scores, order = scores.sort(descending=True, stable=True)
+    kept = order[:most][scores[:most] > 0]
+    queries, class_ids = kept // probabilities.shape[1], kept % probabilities.shape[1]
+    return Instances(
+        masks[queries].cpu().numpy(),
+        scores[: len(kept)].detach().cpu().numpy(),
+        class_ids.cpu().numpy().astype(np.int32),
+    )
+
+
+def _cells(root: Level, dtype: torch.dtype) -> SparseTensor:
+    """The coordinates of the voxels as features, counted from the batch's smallest ones."""
+    xyz = root.coordinates[:, 1:]
+    return SparseTensor((xyz - xyz.new_tensor(root.layout.minimum)).to(dtype), root)
+
+
+def _in_box(cells: SparseTensor) -> Tensor:
+    """(N, 3): coordinates from 0 to 1 in the box around the scene; 0 along axes without extent."""
+    lengths = torch.tensor(cells.level.scene_sizes, device=cells.features.device)
+    low = torch.segment_reduce(cells.features, "min", lengths=lengths, axis=0)
+    extent = torch.segment_reduce(cells.features, "max", lengths=lengths, axis=0) - low
+    scene = cells.level.coordinates[:, 0].long()
+    return (cells.features - low[scene]) / torch.where(extent > 0, extent, 1)[scene]
+
+
+def _one_round(layers: Iterable[nn.Module]) -> Any:
+    """Layers under the names of the published weights, which count rounds with own weights too."""
+    return nn.ModuleList([nn.ModuleList(layers)])
+
+
+def _check_config(config: MaskTransformerConfig) -> None:
+    if len(config.sampled_voxels) != len(config.channels) - 1:
+        raise InputError(
+            f"mask transformer: expected sampled_voxels for the {len(config.channels) - 1} maps "
+            f"before the finest, got {config.sampled_voxels}"
+        )
+    if config.width % config.heads or config.width % 2:
+        raise InputError(
+            f"mask transformer: expected an even width that {config.heads} heads can share, "
+            f"got {config.width}"
+        )
+
+
+def _check_maps(maps: Sequence[SparseTensor], channels: tuple[int, ...]) -> Level:
+    """The root level."""
+    got = tuple(tensor.features.shape[1] for tensor in maps)
+    if got != channels:
+        raise InputError(f"mask transformer: expected maps of {channels} channels, got {got}")
+    for coarse, fine in pairwise(maps):
+        if fine.level.coarser[0] is not coarse.level:
+            raise InputError(
+                f"mask transformer: expected maps coarse to fine on one chain of levels, got "
+                f"stride {coarse.level.stride} before {fine.level.stride}"
+            )
+    return maps[-1].level

@@ -1,0 +1,112 @@
+"""The parts of a mask transformer: where queries start, what they take, and from whom.
+
+Layers normalise after they add (Vaswani et al., "Attention is all you need", 2017). Parameters
+carry the names of Mask3D's published weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class FourierEncoding(nn.Module):
+    """Sines and cosines of positions at fixed random frequencies.
+
+    Tancik et al., "Fourier features let networks learn high frequency functions", NeurIPS 2020.
+    """
+
+    def __init__(self, width: int, spread: float) -> None:
+        super().__init__()
+        self.register_buffer("gauss_B", spread * torch.randn(3, width // 2))
+
+    gauss_B: Tensor
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """(..., 3) in 0..1 -> (..., width), never in half precision."""
+        with torch.autocast(positions.device.type, enabled=False):
+            angles = 2 * math.pi * positions @ self.gauss_B
+        return torch.cat([angles.sin(), angles.cos()], -1)
+
+
+class CrossAttention(nn.Module):
+    """Queries take from the voxels of one scene, then are normalised."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.multihead_attn = nn.MultiheadAttention(width, heads)
+        self.norm = nn.LayerNorm(width)
+        _initialize(self)
+
+    def forward(
+        self,
+        queries: Tensor,
+        query_positions: Tensor,
+        voxels: Tensor,
+        voxel_positions: Tensor,
+        hidden: Tensor,
+    ) -> Tensor:
+        """(Q, C) for voxels (N, C); hidden (Q, N). A query from which all is hidden sees all."""
+        hidden = hidden & ~hidden.all(1, keepdim=True)
+        taken, _ = self.multihead_attn(
+            queries + query_positions,
+            voxels + voxel_positions,
+            voxels,
+            attn_mask=hidden,
+            need_weights=False,
+        )
+        return self.norm(queries + taken)
+
+
+class SelfAttention(nn.Module):
+    """Queries of a scene (B, Q, C) take from each other, then are normalised."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.norm = nn.LayerNorm(width)
+        _initialize(self)
+
+    def forward(self, queries: Tensor, positions: Tensor) -> Tensor:
+        placed = queries + positions
+        taken, _ = self.self_attn(placed, placed, queries, need_weights=False)
+        return self.norm(queries + taken)
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a residual around them, then normalised."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(width, hidden_width)
+        self.linear2 = nn.Linear(hidden_width, width)
+        self.norm = nn.LayerNorm(width)
+        _initialize(self)
+
+    def forward(self, queries: Tensor) -> Tensor:
+        return self.norm(queries + self.linear2(self.linear1(queries).relu()))
+
+
+def farthest_points(points: Tensor, count: int, start: int = 0) -> Tensor:
+    """(count,) int64: rows of points (N, 3), N > 0, each as far as possible from those before it.
+
+    Of equally far points the first one; when all are taken, row 0 again and again.
+    """
+    axes = points.T.contiguous()
+    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
+    distances = axes.new_full((len(points),), math.inf)
+    farthest = chosen.new_tensor([start])
+    for index in range(count):
+        chosen[index : index + 1] = farthest
+        offsets = axes - axes.index_select(1, farthest)
+        distances = torch.minimum(distances, offsets.square_().sum(0))
+        farthest = distances.argmax(keepdim=True)
+    return chosen
+
+
+def _initialize(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        if parameter.ndim > 1:
+            nn.init.xavier_uniform_(parameter)
