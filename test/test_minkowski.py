@@ -23,7 +23,7 @@ from unscene_ros.models.sparse_unet import ARCHITECTURES, SparseUNet, SparseUNet
 from unscene_ros.scene import InputError
 
 ORACLE = Path(__file__).parent / "data" / "minkowski_oracle.npz"
-BACKENDS = ["torch"]
+BACKENDS = ["torch", "native"]
 RUNS = [*((backend, torch.float32) for backend in BACKENDS), ("torch", torch.float64)]
 
 

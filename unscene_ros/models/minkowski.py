@@ -119,12 +119,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _how_to_convert(path: Path, asked_for: str) -> str:
+    tensors = f"{path.stem}_tensors.pth"
     return (
         f"{path}: holds more than tensors ({asked_for}), and to read that is to run code of the "
         "file. If you trust it, take the tensors out where nothing can be harmed, in a container "
         'with the project that wrote it: python -c "import torch; file = torch.load('
         f"'{path.name}', map_location='cpu', weights_only=False); "
-        "torch.save(file['state_dict'], 'weights.pth')\", and import weights.pth"
+        f"torch.save(file['state_dict'], '{tensors}')\", and import {tensors}"
     )
 
 
