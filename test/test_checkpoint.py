@@ -8,8 +8,13 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from unscene_ros.models.checkpoint import METADATA_KEY, load_checkpoint, save_checkpoint
-from unscene_ros.models.sparse_fpn import SparseFPN, SparseFPNConfig
+from unscene_ros.models.checkpoint import (
+    METADATA_KEY,
+    NETWORKS,
+    load_checkpoint,
+    save_checkpoint,
+)
+from unscene_ros.models.sparse_fpn import SparseFPN
 from unscene_ros.models.sparse_tensor import sparse_tensor
 from unscene_ros.models.sparse_unet import SparseUNet, SparseUNetConfig
 from unscene_ros.scene import InputError
@@ -61,10 +66,13 @@ def test_a_loaded_network_computes_what_the_saved_one_did(saved):
         assert torch.equal(load_checkpoint(path).network(tensor).features, expected)
 
 
-def test_a_pyramid_comes_back_as_a_pyramid(tmp_path):
-    save_checkpoint(tmp_path / "fpn", SparseFPN(SparseFPNConfig(input_channels=6)))
-    loaded = load_checkpoint(tmp_path / "fpn")
-    assert isinstance(loaded.network, SparseFPN)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_kind_of_network_comes_back(tmp_path, name):
+    network_class, config_class = NETWORKS[name]
+    network = network_class(config_class(input_channels=5))
+    save_checkpoint(tmp_path / "saved", network)
+    loaded = load_checkpoint(tmp_path / "saved", network_class)
+    assert loaded.network.config == network.config
     assert loaded.settings == {}
 
 
@@ -103,7 +111,10 @@ def test_tensors_that_do_not_fit_are_named(saved, tmp_path, change, told):
     ("change", "told"),
     [
         ({"format": 2}, "expected a checkpoint of format 1, got 2"),
-        ({"network": "Oracle"}, "expected one of the networks SparseFPN, SparseUNet, got Oracle"),
+        (
+            {"network": "Oracle"},
+            "expected one of the networks Dgcnn, SparseFPN, SparseUNet, got Oracle",
+        ),
         ({"network_settings": {"planes": 3}}, "unknown setting 'network_settings.planes'"),
         ({"network_settings": {"architecture": "VGG"}}, "expected one of Res16UNet14A"),
     ],

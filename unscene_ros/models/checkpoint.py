@@ -16,6 +16,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from unscene_ros.models.dgcnn import Dgcnn, DgcnnConfig
 from unscene_ros.models.sparse_fpn import SparseFPN, SparseFPNConfig
 from unscene_ros.models.sparse_unet import SparseUNet, SparseUNetConfig
 from unscene_ros.provenance import provenance
@@ -29,6 +30,7 @@ NAMES_SHOWN = 6
 
 # What a checkpoint can hold: the class of the network, made from its `config`.
 NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
+    "Dgcnn": (Dgcnn, DgcnnConfig),
     "SparseFPN": (SparseFPN, SparseFPNConfig),
     "SparseUNet": (SparseUNet, SparseUNetConfig),
 }
