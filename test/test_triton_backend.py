@@ -30,7 +30,12 @@ OTHER = Config(128, 32, 32, 2, 4, 5)
 
 def run_values(tmp_path, interpret):
     """Runs triton_values.py; its output is shown when it fails."""
-    environment = {**os.environ, "TRITON_INTERPRET": interpret, "XDG_CACHE_HOME": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": interpret,
+        "XDG_CACHE_HOME": str(tmp_path),
+        "OMP_NUM_THREADS": "1",  # the matrices are tiny
+    }
     tests = Path(__file__).with_name("triton_values.py")
     command = [sys.executable, "-m", "pytest", str(tests), "-p", "no:cacheprovider"]
     result = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE)
