@@ -17,6 +17,7 @@ from unscene_ros.models.query_layers import CrossAttention, FourierEncoding, far
 from unscene_ros.models.segment_pooling import SegmentShares, in_row_order, segment_means
 from unscene_ros.models.sparse_convolution import pool_down
 from unscene_ros.models.sparse_tensor import SparseTensor, sparse_tensor
+from unscene_ros.models.sparse_unet import SparseUNet, SparseUNetConfig
 from unscene_ros.scene import InputError
 
 CONFIG = MaskTransformerConfig(
@@ -267,6 +268,17 @@ def test_every_layer_equals_a_plain_decoder():
     for prediction, (class_logits, mask_logits) in zip(predictions, expected, strict=True):
         torch.testing.assert_close(prediction.class_logits[0], class_logits)
         torch.testing.assert_close(prediction.mask_logits[0], mask_logits)
+
+
+def test_the_maps_of_a_unet_fit():
+    unet = SparseUNet(SparseUNetConfig("Res16UNet14A", input_channels=4)).eval()
+    channels = tuple(unet.map_channels.values())
+    network = MaskTransformer(MaskTransformerConfig(channels)).eval()
+    voxels = batch(scene(80), scene(20, seed=1))
+    maps = unet.feature_maps(voxels.with_features(voxels.features.float()))
+    prediction = network([*maps.values()], *blocks(voxels))[-1]
+    assert prediction.class_logits.shape == (2, 100, 2)
+    assert [masks.shape for masks in prediction.mask_logits] == [(100, 8), (100, 8)]
 
 
 def test_the_order_of_the_points_does_not_matter():

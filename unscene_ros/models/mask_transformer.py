@@ -177,6 +177,7 @@ class MaskTransformer(nn.Module):
         limit = self.config.sampled_voxels[layer]
         hidden_of_scenes = hidden.split([len(features) for features in view.features])
         for scene, scene_hidden in enumerate(hidden_of_scenes):
+            voxels: tuple[Tensor, ...]
             voxels = (view.features[scene], view.positions[scene], scene_hidden)
             count = len(scene_hidden)
             if self.training and count > limit:

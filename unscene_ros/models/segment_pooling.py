@@ -61,9 +61,7 @@ def segment_means(features: Tensor, segment_of_voxel: Tensor, segments: int) -> 
     features = features.to(torch.promote_types(features.dtype, torch.float32))
     order = segment_of_voxel.argsort(stable=True)
     sizes = torch.bincount(segment_of_voxel, minlength=segments)
-    # unsafe: torch's check of the lengths fails where there are none.
-    means = torch.segment_reduce(features[order], "mean", lengths=sizes, unsafe=True)
-    return means.masked_fill((sizes == 0)[:, None], 0)
+    return embedding_bag(order, features, sizes.cumsum(0) - sizes, mode="mean")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +94,7 @@ class SegmentShares:
         keys, order = (parents * self.count + self.segments).sort(stable=True)
         keys, lengths = torch.unique_consecutive(keys, return_counts=True)
         shares = (self.shares / children[parents])[order]
+        # unsafe: torch's check of the lengths fails where there are none.
         shares = torch.segment_reduce(shares, "sum", lengths=lengths, unsafe=True)
         return SegmentShares(keys // self.count, keys % self.count, shares, level, self.count)
 
