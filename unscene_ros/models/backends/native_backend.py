@@ -26,7 +26,6 @@ class _Convolution(Structure):
         ("rows", c_void_p),
         *((name, c_int64) for name in ("row_stride", "cell_stride")),
         *((name, c_void_p) for name in ("features", "weight")),
-        ("weight_stride", c_int64 * 3),
         *((name, c_void_p) for name in ("scale", "shift", "residual")),
         ("relu", c_int64),
         ("output", c_void_p),
@@ -75,8 +74,7 @@ class NativeBackend:
     ) -> Tensor:
         scale, shift, residual, relu = epilogue or Epilogue()
         dtype, rows = features.dtype, kernel_map.rows
-        features = _full_precision(features, dtype)
-        weight = weight.to(features.dtype)
+        features, weight = (_full_precision(t, dtype) for t in (features, weight))
         addends = [
             None if t is None else _full_precision(t, dtype) for t in (scale, shift, residual)
         ]
@@ -86,7 +84,7 @@ class NativeBackend:
                 _Convolution(
                     len(rows), *weight.shape,
                     rows.data_ptr(), *rows.stride(),
-                    features.data_ptr(), weight.data_ptr(), (c_int64 * 3)(*weight.stride()),
+                    features.data_ptr(), weight.data_ptr(),
                     *(None if t is None else t.data_ptr() for t in addends),
                     relu, output.data_ptr(),
                     features.dtype == torch.float64, torch.get_num_threads(),

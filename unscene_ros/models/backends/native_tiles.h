@@ -31,6 +31,15 @@ INLINE void NAME(add)(REAL *output, ptrdiff_t width, const NAME(vector) sums[2])
     }
 }
 
+/* Copies `width` columns of (rows, stride) numbers into a panel, whose rows are consecutive. */
+INLINE void NAME(pack)(REAL *panel, const REAL *from, ptrdiff_t rows, ptrdiff_t stride,
+                       ptrdiff_t width)
+{
+    for (ptrdiff_t i = 0; i < rows; i++, panel += NAME(PANEL), from += stride)
+        if (width == NAME(PANEL)) memcpy(panel, from, NAME(PANEL) * sizeof(REAL));
+        else memcpy(panel, from, width * sizeof(REAL));
+}
+
 /* output[targets[r]] += features[sources[r]] @ panel for r < rows, a constant: (rows, channels) by
    (channels, PANEL) with all sums in registers. */
 INLINE void NAME(multiply)(int rows, const Convolution *c, REAL *output, ptrdiff_t width,
@@ -69,14 +78,10 @@ TARGET static void NAME(convolve)(const Convolution *c, ptrdiff_t first, ptrdiff
         const ptrdiff_t pairs = find_pairs(c->rows + cell * c->cell_stride, c->row_stride,
                                                  first, last, targets, sources);
         if (pairs == 0) continue;
-        const REAL *weight = (const REAL *)c->weight + cell * c->weight_stride[0];
+        const REAL *const weight = (const REAL *)c->weight + cell * c->inputs * c->outputs;
         for (ptrdiff_t column = from; column < to; column += NAME(PANEL)) {
             const ptrdiff_t width = minimum(to - column, NAME(PANEL));
-            if (width < NAME(PANEL)) memset(panel, 0, c->inputs * NAME(PANEL) * sizeof(REAL));
-            for (ptrdiff_t i = 0; i < c->inputs; i++)
-                for (ptrdiff_t j = 0; j < width; j++)
-                    panel[i * NAME(PANEL) + j] =
-                        weight[i * c->weight_stride[1] + (column + j) * c->weight_stride[2]];
+            NAME(pack)(panel, weight + column, c->inputs, c->outputs, width);
             for (ptrdiff_t p = 0; p < pairs; p += ROWS) {
                 const ptrdiff_t rows = minimum(pairs - p, ROWS);
 #define MULTIPLY(n) \
