@@ -46,6 +46,7 @@ setup(
             "ruff",
             "mypy",
             "types-PyYAML",
+            "triton; platform_machine == 'x86_64'",  # its interpreter
         ],
     },
     entry_points={

@@ -106,7 +106,8 @@ def test_every_node_starts_by_its_own_command():
 def test_every_file_beside_the_code_is_installed():
     package = REPOSITORY / "unscene_ros"
     files = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
-    beside = {file for file in files if not file.endswith((".py", ".pyc", ".nbi", ".nbc"))}
+    made = (".py", ".pyc", ".nbi", ".nbc", ".c", ".h", ".so")  # code, caches and the C library
+    beside = {file for file in files if not file.endswith(made)}
     assert setup_argument("package_data") == {"unscene_ros": sorted(beside)}
 
 
@@ -157,7 +158,8 @@ def test_install_tree_is_what_ros2_run_and_launch_expect(tmp_path):
 def test_every_requirement_is_pinned(path):
     versions = requirements(path)
     assert versions
-    assert {name for name, pin in versions.items() if not re.fullmatch(r"==[\w.]+", pin)} == set()
+    free = {name for name, pin in versions.items() if not re.fullmatch(r"==[\w.]+", pin)}
+    assert free <= {"triton"}  # a torch with CUDA brings its own
 
 
 def test_setup_py_names_the_pinned_packages():

@@ -38,7 +38,7 @@ class TorchBackend:
         if residual is not None:
             output += residual
         if scale is not None:
-            weight = weight * scale
+            weight = (weight * scale).to(features.dtype)
         for (targets, sources), cell_weight in zip(kernel_map.pairs, weight, strict=True):
             # A row occurs at most once in each cell: adding is deterministic, on CUDA too.
             output.index_add_(0, targets, features.index_select(0, sources) @ cell_weight)
