@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from test_sparse_convolution import random_voxels
+from sparse_voxels import random_voxels
 
 from unscene_ros.models.backends import Epilogue
 from unscene_ros.models.backends.minkowski_backend import MinkowskiBackend

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_sparse_convolution import random_voxels
+from sparse_voxels import random_voxels
 
 from unscene_ros.models import backends
 from unscene_ros.models.backends.triton_backend import TritonBackend

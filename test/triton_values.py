@@ -7,7 +7,7 @@ imported whether kernels are compiled for a GPU or run by its interpreter on the
 import numpy as np
 import pytest
 import torch
-from test_sparse_convolution import random_voxels
+from sparse_voxels import random_voxels
 
 from unscene_ros.models.backends import Epilogue, choose_backend, triton_backend, triton_kernels
 from unscene_ros.models.backends.triton_tiles import cut_chunks, cut_tiles, list_pairs
