@@ -31,7 +31,7 @@ def small(monkeypatch):
 
 def test_room_is_as_large_as_its_description_says():
     coordinates = make_room(CPU).coordinates
-    assert 115_000 < len(coordinates) < 120_000
+    assert 113_000 < len(coordinates) < 120_000
     assert len(coordinates.unique(dim=0)) == len(coordinates)
     batch, *xyz = (coordinates.amax(0) - coordinates.amin(0)).tolist()
     assert batch == 0
