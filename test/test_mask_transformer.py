@@ -17,11 +17,10 @@ from unscene_ros.models.query_layers import CrossAttention, FourierEncoding, far
 from unscene_ros.models.segment_pooling import SegmentShares, in_row_order, segment_means
 from unscene_ros.models.sparse_convolution import pool_down
 from unscene_ros.models.sparse_tensor import SparseTensor, sparse_tensor
-from unscene_ros.models.sparse_unet import SparseUNet, SparseUNetConfig
 from unscene_ros.scene import InputError
 
+CHANNELS = (7, 6, 5)
 CONFIG = MaskTransformerConfig(
-    channels=(7, 6, 5),
     classes=2,
     queries=6,
     width=16,
@@ -34,10 +33,11 @@ CONFIG = MaskTransformerConfig(
 
 def decoder(training=False, **changes) -> MaskTransformer:
     torch.manual_seed(0)
-    return MaskTransformer(dataclasses.replace(CONFIG, **changes)).double().train(training)
+    config = dataclasses.replace(CONFIG, **changes)
+    return MaskTransformer(CHANNELS, config).double().train(training)
 
 
-def feature_maps(voxels: SparseTensor, channels=CONFIG.channels) -> list[SparseTensor]:
+def feature_maps(voxels: SparseTensor, channels=CHANNELS) -> list[SparseTensor]:
     """Stands in for a U-Net: at each stride numbers that depend on the voxels below."""
     generator = torch.Generator().manual_seed(1)
     maps, pooled = [], voxels
@@ -108,9 +108,10 @@ def published_shapes(channels, width, feedforward, classes):
 
 
 def test_parameters_have_the_published_names_and_shapes():
-    network = MaskTransformer(MaskTransformerConfig(classes=2))
+    channels = (256, 256, 128, 96, 96)
+    network = MaskTransformer(channels, MaskTransformerConfig())
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    assert shapes == published_shapes((256, 256, 128, 96, 96), 128, 1024, 2)
+    assert shapes == published_shapes(channels, 128, 1024, 2)
 
 
 def test_farthest_points_equal_those_of_a_loop():
@@ -125,7 +126,8 @@ def test_farthest_points_equal_those_of_a_loop():
 def test_farthest_points_of_a_line_and_of_fewer_points_than_asked_for():
     points = torch.tensor([[0.0, 0, 0], [1, 0, 0], [10, 0, 0], [6, 0, 0]])
     assert farthest_points(points, 4).tolist() == [0, 2, 3, 1]
-    assert farthest_points(points[:2], 5).tolist() == [0, 1, 0, 0, 0]
+    assert farthest_points(points[:2], 5).tolist() == [0, 1]
+    assert farthest_points(points[:0], 5).tolist() == []
 
 
 def test_positions_are_encoded_as_sines_and_cosines():
@@ -270,17 +272,6 @@ def test_every_layer_equals_a_plain_decoder():
         torch.testing.assert_close(prediction.mask_logits[0], mask_logits)
 
 
-def test_the_maps_of_a_unet_fit():
-    unet = SparseUNet(SparseUNetConfig("Res16UNet14A", input_channels=4)).eval()
-    channels = tuple(unet.map_channels.values())
-    network = MaskTransformer(MaskTransformerConfig(channels)).eval()
-    voxels = batch(scene(80), scene(20, seed=1))
-    maps = unet.feature_maps(voxels.with_features(voxels.features.float()))
-    prediction = network([*maps.values()], *blocks(voxels))[-1]
-    assert prediction.class_logits.shape == (2, 100, 2)
-    assert [masks.shape for masks in prediction.mask_logits] == [(100, 8), (100, 8)]
-
-
 def test_the_order_of_the_points_does_not_matter():
     voxels, network = scene(150), decoder()
     order = torch.randperm(150, generator=torch.Generator().manual_seed(2))
@@ -302,6 +293,7 @@ def test_a_batch_gives_what_each_scene_gives_alone():
         alone = network(feature_maps(voxels), *blocks(voxels))[-1]
         torch.testing.assert_close(result.class_logits[number], alone.class_logits[0])
         torch.testing.assert_close(result.mask_logits[number], alone.mask_logits[0])
+    assert [len(logits) for logits in result.class_logits] == [6, 6, 1, 0]
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -311,8 +303,7 @@ def test_gradients_reach_every_parameter_and_every_map(training):
     for tensor in maps:
         tensor.features.requires_grad_()
     predictions = network(maps, *blocks(voxels))
-    loss = sum(p.class_logits.sin().sum() for p in predictions)
-    loss += sum(masks.sin().sum() for p in predictions for masks in p.mask_logits)
+    loss = sum(logits.sin().sum() for p in predictions for logits in p.class_logits + p.mask_logits)
     loss.backward()
     gradients = {name: p.grad for name, p in network.named_parameters()}
     gradients |= {f"map {tensor.level.stride}": tensor.features.grad for tensor in maps}
@@ -323,15 +314,22 @@ def test_gradients_reach_every_parameter_and_every_map(training):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_scenes_of_hardly_any_voxels(training, count):
+def test_scenes_of_hardly_any_voxels_have_a_query_for_each(training, count):
     voxels, network = scene(count), decoder(training)
     segments = torch.arange(count)
     for prediction in network(feature_maps(voxels), segments, [count]):
-        assert prediction.class_logits.shape == (1, 6, 3)
-        assert prediction.class_logits.isfinite().all()
-        assert prediction.mask_logits[0].shape == (6, count)
-        assert prediction.mask_logits[0].isfinite().all()
-    prediction.class_logits.sum().backward()
+        (class_logits,), (mask_logits,) = prediction
+        assert class_logits.shape == (count, 3)
+        assert mask_logits.shape == (count, count)
+        assert class_logits.isfinite().all() and mask_logits.isfinite().all()
+    class_logits.sum().backward()
+
+
+def test_no_two_queries_of_a_small_scene_are_the_same():
+    voxels, network = scene(3), decoder()
+    for prediction in network(feature_maps(voxels), torch.arange(3), [3])[1:]:
+        assert len(prediction.class_logits[0].unique(dim=0)) == 3
+        assert len(prediction.mask_logits[0].unique(dim=0)) == 3
 
 
 def test_one_segment_and_segments_without_voxels():
@@ -346,11 +344,13 @@ def test_one_segment_and_segments_without_voxels():
 def test_evaluation_is_deterministic_and_training_follows_its_generator():
     voxels, network = scene(200), decoder()
     arguments = (feature_maps(voxels), *blocks(voxels))
-    assert torch.equal(network(*arguments)[-1].class_logits, network(*arguments)[-1].class_logits)
+    one, same = (network(*arguments)[-1].class_logits[0] for _ in range(2))
+    assert torch.equal(one, same)
     network.train()
     seeds = (0, 0, 1)
     one, same, other = (
-        network(*arguments, torch.Generator().manual_seed(seed))[-1].class_logits for seed in seeds
+        network(*arguments, torch.Generator().manual_seed(seed))[-1].class_logits[0]
+        for seed in seeds
     )
     assert torch.equal(one, same)
     assert not torch.allclose(one, other)
@@ -372,7 +372,7 @@ def test_training_looks_at_a_sample_of_the_voxels(training):
 
 def test_half_precision_stays_finite_and_near():
     torch.manual_seed(0)
-    network, voxels = MaskTransformer(CONFIG).eval(), scene(100)
+    network, voxels = MaskTransformer(CHANNELS, CONFIG).eval(), scene(100)
     maps = [m.with_features(m.features.float()) for m in feature_maps(voxels)]
     exact = network(maps, *blocks(voxels))[0]
     with torch.autocast("cpu", torch.bfloat16):
@@ -380,7 +380,7 @@ def test_half_precision_stays_finite_and_near():
     torch.testing.assert_close(
         half[0].mask_logits[0].float(), exact.mask_logits[0], atol=0.05, rtol=0.05
     )
-    assert half[-1].class_logits.isfinite().all()
+    assert half[-1].class_logits[0].isfinite().all()
 
 
 def test_instances_are_scored_by_class_and_mask():
@@ -425,6 +425,10 @@ def test_maps_and_segments_that_do_not_fit_are_refused():
         network(maps, segments, [6])
     with pytest.raises(InputError, match=r"ids 0\.\.7 in scene 0, got -1"):
         network(maps, segments - 1, counts)
+    with pytest.raises(InputError, match=r"int32 or int64 ids, got torch.float64"):
+        network(maps, segments.double(), counts)
+    with pytest.raises(InputError, match=r"segment_counts: expected 0 or more, got \[-1\]"):
+        network(maps, segments, [-1])
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from unscene_ros.models.dgcnn import Dgcnn, DgcnnConfig
+from unscene_ros.models.instance_network import InstanceNetwork, InstanceNetworkConfig
+from unscene_ros.models.semantic_networks import (
+    ClassAndOffsetConfig,
+    ClassAndOffsetNetwork,
+    DistilledConfig,
+    DistilledNetwork,
+)
 from unscene_ros.models.sparse_fpn import SparseFPN, SparseFPNConfig
 from unscene_ros.models.sparse_unet import SparseUNet, SparseUNetConfig
 from unscene_ros.provenance import provenance
@@ -30,7 +37,10 @@ NAMES_SHOWN = 6
 
 # What a checkpoint can hold: the class of the network, made from its `config`.
 NETWORKS: dict[str, tuple[type[nn.Module], type]] = {
+    "ClassAndOffsetNetwork": (ClassAndOffsetNetwork, ClassAndOffsetConfig),
     "Dgcnn": (Dgcnn, DgcnnConfig),
+    "DistilledNetwork": (DistilledNetwork, DistilledConfig),
+    "InstanceNetwork": (InstanceNetwork, InstanceNetworkConfig),
     "SparseFPN": (SparseFPN, SparseFPNConfig),
     "SparseUNet": (SparseUNet, SparseUNetConfig),
 }
@@ -97,14 +107,14 @@ def load_checkpoint(path: Path, expected: type[nn.Module] | None = None) -> Chec
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     network = network_class(config)
-    differences = tensor_differences(network.state_dict(), tensors)
+    differences = _differences(network.state_dict(), tensors)
     if differences:
         raise InputError(f"{path}: the tensors are not those of its {name}: {differences}")
     network.load_state_dict(tensors)
     return Checkpoint(network.eval(), header["settings"], header["provenance"])
 
 
-def tensor_differences(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> str:
+def _differences(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> str:
     """In words how two state dicts differ in names and shapes; empty when they do not."""
     other_shapes = (
         f"{name} has {tuple(got[name].shape)} instead of {tuple(tensor.shape)}"

@@ -2,8 +2,8 @@
 
 The decoder of Mask3D (Schult et al., ICRA 2023) as UnScene3D (Rozenberszki et al., CVPR 2024)
 configures it: queries start at points spread over the scene and attend, level by level from coarse
-to fine, to the voxels of the mask that they predicted before. The state dict is the one of their
-published weights without the backbone.
+to fine, to the voxels of the mask that they predicted before. Parameters carry the names of the
+published weights (see minkowski.py).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from unscene_ros.models.query_layers import (
     CrossAttention,
@@ -36,9 +37,8 @@ from unscene_ros.scene import InputError, Instances
 class MaskTransformerConfig:
     """The shape of the decoder."""
 
-    channels: tuple[int, ...] = (256, 256, 128, 96, 96)  # of the maps, coarse to fine
-    classes: int = 1  # of objects, without "no object"; UnScene3D's weights have 2
-    queries: int = 100  # masks that a scene can have
+    classes: int = 2  # of objects, without "no object", as in UnScene3D's weights
+    queries: int = 100  # masks that a scene can have; one with fewer voxels has as many as voxels
     width: int = 128  # of queries and mask features
     heads: int = 8
     feedforward_width: int = 1024
@@ -50,38 +50,50 @@ class MaskTransformerConfig:
 
 
 class MaskPrediction(NamedTuple):
-    """What one layer says of B scenes, with Q queries and S_b segments.
+    """What one layer says of each scene of the batch, with Q queries and S segments.
 
-    class_logits (B, Q, classes + 1), the last one is "no object"; mask_logits (Q, S_b) per scene,
-    above 0 where a segment belongs to the mask.
+    class_logits (Q, classes + 1), the last one is "no object"; mask_logits (Q, S), above 0 where a
+    segment belongs to the mask.
     """
 
-    class_logits: Tensor
+    class_logits: tuple[Tensor, ...]
     mask_logits: tuple[Tensor, ...]
 
 
 class _View(NamedTuple):
-    """A level as queries see it: features and encoded positions (N_b, C) of each scene."""
+    """A level as queries see it: features and encoded positions (N, C) of each scene."""
 
     features: tuple[Tensor, ...]
     positions: tuple[Tensor, ...]
     shares: SegmentShares
 
+    def hidden(self, mask_logits: Sequence[Tensor]) -> list[Tensor]:
+        """(N, Q) for each scene: the voxels that the masks (Q, S) leave out."""
+        most = max(len(logits) for logits in mask_logits)
+        padded = [pad(logits.T, (0, most - len(logits))) for logits in mask_logits]
+        hidden = self.shares.mix(torch.cat(padded)) < 0  # where the sigmoid is below one half
+        scenes = hidden.split(self.shares.level.scene_sizes)
+        return [rows[:, : len(logits)] for rows, logits in zip(scenes, mask_logits, strict=True)]
+
 
 class MaskTransformer(nn.Module):
-    """Raises InputError for a config whose parts do not fit together."""
+    """The decoder of feature maps with these `channels`, coarse to fine.
 
-    def __init__(self, config: MaskTransformerConfig | None = None) -> None:
+    Raises InputError for settings that do not fit together.
+    """
+
+    def __init__(self, channels: Sequence[int], config: MaskTransformerConfig) -> None:
         super().__init__()
-        self.config = config = config or MaskTransformerConfig()
-        _check_config(config)
+        _check_settings(channels, config)
+        self.channels = tuple(channels)
+        self.config = config
         width, heads = config.width, config.heads
-        *seen, finest = config.channels
+        *seen, finest = channels
         self.mask_features_head = Convolution(finest, width, 1, bias=True)
         self.pos_enc = FourierEncoding(width, config.frequency_spread)
         projection = (nn.Conv1d(width, width, 1), nn.ReLU(), nn.Conv1d(width, width, 1), nn.ReLU())
         self.query_projection = nn.Sequential(OrderedDict(layers=nn.Sequential(*projection)))
-        self.lin_squeeze = _one_round(nn.Linear(channels, width) for channels in seen)
+        self.lin_squeeze = _one_round(nn.Linear(inputs, width) for inputs in seen)
         self.cross_attention = _one_round(CrossAttention(width, heads) for _ in seen)
         self.self_attention = _one_round(SelfAttention(width, heads) for _ in seen)
         self.ffn_attention = _one_round(FeedForward(width, config.feedforward_width) for _ in seen)
@@ -104,9 +116,10 @@ class MaskTransformer(nn.Module):
         segment_of_voxel (N,) in the order of the finest rows (see `in_row_order`), counted from 0
         in each scene. segment_counts: S_b of each scene. generator: of the random choices in
         training, on the device of the maps. A segment without voxels has mask logits 0: it is in no
-        mask. Raises InputError for maps and segments that do not fit.
+        mask. A scene without voxels has no queries. Raises InputError for maps and segments that do
+        not fit.
         """
-        root = _check_maps(maps, self.config.channels)
+        root = _check_maps(maps, self.channels)
         total = sum(segment_counts)
         segments = number_across_scenes(root, segment_of_voxel, segment_counts)
         features = segment_means(self.mask_features_head(maps[-1]).features, segments, total)
@@ -115,15 +128,12 @@ class MaskTransformer(nn.Module):
         cells = _cells(root, self.pos_enc.gauss_B.dtype)
         views = self._views(maps, cells, SegmentShares.of_root(root, segments, total))
         positions = self._query_positions(cells, generator)
-        queries = torch.zeros_like(positions)
+        queries = [torch.zeros_like(of_scene) for of_scene in positions]
         predictions = [self._predict(queries, segment_features)]
         for _ in range(self.config.rounds):
             for layer, view in enumerate(views):
-                logits = torch.cat(predictions[-1].mask_logits, 1)
-                hidden = view.shares.mix(logits.T) < 0  # where the sigmoid is below one half
-                queries = self._see(layer, queries, positions, view, hidden, generator)
-                queries = self.self_attention[0][layer](queries, positions)
-                queries = self.ffn_attention[0][layer](queries)
+                hidden = view.hidden(predictions[-1].mask_logits)
+                queries = self._attend(layer, queries, positions, view, hidden, generator)
                 predictions.append(self._predict(queries, segment_features))
         return predictions
 
@@ -138,60 +148,56 @@ class MaskTransformer(nn.Module):
             views.append(_View(tensor.of_scenes(), positions.of_scenes(), shares))
         return views[::-1]
 
-    def _query_positions(self, cells: SparseTensor, generator: torch.Generator | None) -> Tensor:
-        """(B, Q, C): encoded positions far from each other; any in a scene without voxels."""
+    def _query_positions(
+        self, cells: SparseTensor, generator: torch.Generator | None
+    ) -> list[Tensor]:
+        """(Q, C) for each scene: the encoded positions of voxels far from each other."""
         chosen = []
         in_box = cells.with_features(_in_box(cells))
         for scene, positions in zip(cells.of_scenes(), in_box.of_scenes(), strict=True):
-            if not len(scene):
-                chosen.append(positions.new_zeros(self.config.queries, 3))
-                continue
             start = 0
-            if self.training:
+            if self.training and len(scene):
                 device = scene.device
                 start = int(torch.randint(len(scene), (), generator=generator, device=device))
-            chosen.append(positions[farthest_points(scene, self.config.queries, start)])
-        encoded = self.pos_enc(torch.stack(chosen))
-        return self.query_projection(encoded.transpose(1, 2)).transpose(1, 2)
+            encoded = self.pos_enc(positions[farthest_points(scene, self.config.queries, start)])
+            chosen.append(self.query_projection(encoded[:, :, None])[:, :, 0])
+        return chosen
 
-    def _predict(self, queries: Tensor, segment_features: Iterable[Tensor]) -> MaskPrediction:
-        queries = self.decoder_norm(queries)
-        embeddings = self.mask_embed_head(queries)
-        masks = zip(embeddings, segment_features, strict=True)
-        return MaskPrediction(
-            self.class_embed_head(queries),
-            tuple(embedding @ features.T for embedding, features in masks),
-        )
-
-    def _see(
+    def _attend(
         self,
         layer: int,
-        queries: Tensor,
-        query_positions: Tensor,
+        queries: Sequence[Tensor],
+        query_positions: Sequence[Tensor],
         view: _View,
-        hidden: Tensor,
+        hidden: Sequence[Tensor],
         generator: torch.Generator | None,
-    ) -> Tensor:
-        """(B, Q, C): the queries after they saw the voxels that are not hidden (N, Q) from them."""
-        seen = []
+    ) -> list[Tensor]:
+        """The queries after they saw the voxels that are not hidden from them, and each other."""
+        attended = []
         limit = self.config.sampled_voxels[layer]
-        hidden_of_scenes = hidden.split([len(features) for features in view.features])
-        for scene, scene_hidden in enumerate(hidden_of_scenes):
-            voxels: tuple[Tensor, ...]
-            voxels = (view.features[scene], view.positions[scene], scene_hidden)
-            count = len(scene_hidden)
-            if self.training and count > limit:
-                rows = torch.randperm(count, generator=generator, device=queries.device)[:limit]
-                voxels = tuple(values[rows] for values in voxels)
-            query = queries[scene]
-            if count:
-                features, positions, hidden_voxels = voxels
-                memory = self.lin_squeeze[0][layer](features)
-                query = self.cross_attention[0][layer](
-                    query, query_positions[scene], memory, positions, hidden_voxels.T
-                )
-            seen.append(query)
-        return torch.stack(seen)
+        scenes = (queries, query_positions, view.features, view.positions, hidden)
+        for query, place, voxels, voxel_places, unseen in zip(*scenes, strict=True):
+            if len(query):
+                if self.training and len(voxels) > limit:
+                    rows = torch.randperm(len(voxels), generator=generator, device=voxels.device)
+                    rows = rows[:limit]
+                    voxels, voxel_places, unseen = voxels[rows], voxel_places[rows], unseen[rows]
+                memory = self.lin_squeeze[0][layer](voxels)
+                query = self.cross_attention[0][layer](query, place, memory, voxel_places, unseen.T)
+                query = self.self_attention[0][layer](query, place)
+                query = self.ffn_attention[0][layer](query)
+            attended.append(query)
+        return attended
+
+    def _predict(
+        self, queries: Sequence[Tensor], segment_features: Sequence[Tensor]
+    ) -> MaskPrediction:
+        normalized = [self.decoder_norm(of_scene) for of_scene in queries]
+        masks = zip(normalized, segment_features, strict=True)
+        return MaskPrediction(
+            tuple(self.class_embed_head(of_scene) for of_scene in normalized),
+            tuple(self.mask_embed_head(of_scene) @ features.T for of_scene, features in masks),
+        )
 
 
 def to_instances(
@@ -237,10 +243,10 @@ def _one_round(layers: Iterable[nn.Module]) -> Any:
     return nn.ModuleList([nn.ModuleList(layers)])
 
 
-def _check_config(config: MaskTransformerConfig) -> None:
-    if len(config.sampled_voxels) != len(config.channels) - 1:
+def _check_settings(channels: Sequence[int], config: MaskTransformerConfig) -> None:
+    if len(config.sampled_voxels) != len(channels) - 1:
         raise InputError(
-            f"mask transformer: expected sampled_voxels for the {len(config.channels) - 1} maps "
+            f"mask transformer: expected sampled_voxels for the {len(channels) - 1} maps "
             f"before the finest, got {config.sampled_voxels}"
         )
     if config.width % config.heads or config.width % 2:

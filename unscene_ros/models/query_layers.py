@@ -61,11 +61,11 @@ class CrossAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Queries of a scene (B, Q, C) take from each other, then are normalised."""
+    """The queries (Q, C) of a scene take from each other, then are normalised."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.self_attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.self_attn = nn.MultiheadAttention(width, heads)
         self.norm = nn.LayerNorm(width)
         _initialize(self)
 
@@ -90,15 +90,16 @@ class FeedForward(nn.Module):
 
 
 def farthest_points(points: Tensor, count: int, start: int = 0) -> Tensor:
-    """(count,) int64: rows of points (N, 3), N > 0, each as far as possible from those before it.
+    """Rows of the points (N, 3), each as far as possible from those chosen before it.
 
-    Of equally far points the first one; when all are taken, row 0 again and again.
+    (count,) int64, or (N,) where there are fewer points; no row twice unless points coincide. The
+    first one is row `start`; of equally far points the first is taken.
     """
     axes = points.T.contiguous()
-    chosen = torch.empty(count, dtype=torch.int64, device=points.device)
+    chosen = torch.empty(min(count, len(points)), dtype=torch.int64, device=points.device)
     distances = axes.new_full((len(points),), math.inf)
     farthest = chosen.new_tensor([start])
-    for index in range(count):
+    for index in range(len(chosen)):
         chosen[index : index + 1] = farthest
         offsets = axes - axes.index_select(1, farthest)
         distances = torch.minimum(distances, offsets.square_().sum(0))

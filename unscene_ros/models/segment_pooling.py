@@ -36,6 +36,12 @@ def number_across_scenes(
 
     Raises InputError unless there is one id per voxel, from 0 to the count of its scene minus 1.
     """
+    if segment_of_voxel.dtype not in (torch.int32, torch.int64):
+        raise InputError(
+            f"segment_of_voxel: expected int32 or int64 ids, got {segment_of_voxel.dtype}"
+        )
+    if min(segment_counts, default=0) < 0:
+        raise InputError(f"segment_counts: expected 0 or more, got {list(segment_counts)}")
     if len(segment_counts) != level.scenes or segment_of_voxel.shape != (len(level),):
         raise InputError(
             f"segment_of_voxel: expected {len(level)} ids and segment counts for {level.scenes} "

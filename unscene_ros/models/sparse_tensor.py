@@ -243,13 +243,21 @@ def sparse_tensor(
     scenes = high[0] + 1 if scenes is None else scenes
     layout = KeyLayout((low[1], low[2], low[3]), (high[1], high[2], high[3]), scenes)
     wide = coordinates.long()
-    keys, row_of_point = torch.unique(layout.keys(wide[:, 0], wide[:, 1:]), return_inverse=True)
-    cells = torch.empty(len(keys), 4, dtype=torch.int32, device=keys.device)
+    # Stable, so that the points of a voxel are summed in their order, whatever the threads.
+    point_keys, order = layout.keys(wide[:, 0], wide[:, 1:]).sort(stable=True)
+    keys, rows, counts = torch.unique_consecutive(
+        point_keys, return_inverse=True, return_counts=True
+    )
+    row_of_point = torch.empty_like(order)
+    row_of_point[order] = rows
+    cells = coordinates.new_empty(len(keys), 4, dtype=torch.int32)
     cells[row_of_point] = coordinates.int()
 
+    features = features[order]
+    if len(keys) < len(order):
+        features = torch.segment_reduce(features, "mean", lengths=counts, axis=0)
     chosen = choose_backend(backend, features.device)
-    level = Level(Cells(cells, 1), keys, layout, row_of_point, chosen)
-    return SparseTensor(_mean_of_points(features, row_of_point, len(keys)), level)
+    return SparseTensor(features, Level(Cells(cells, 1), keys, layout, row_of_point, chosen))
 
 
 def batch_voxels(
@@ -315,12 +323,3 @@ def _check_points(coordinates: Tensor, features: Tensor) -> None:
         raise InputError(
             f"{name}.features: expected finite numbers, got {features[row].tolist()} in row {row}"
         )
-
-
-def _mean_of_points(features: Tensor, row_of_point: Tensor, rows: int) -> Tensor:
-    """Sums sorted points, so that the result does not depend on which thread came first."""
-    order = torch.argsort(row_of_point, stable=True)
-    if rows == len(features):
-        return features[order]
-    counts = torch.bincount(row_of_point, minlength=rows)
-    return torch.segment_reduce(features[order], "mean", lengths=counts, axis=0)

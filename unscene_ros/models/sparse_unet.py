@@ -52,7 +52,7 @@ class SparseUNetConfig:
     architecture: SparseUNetName = "Res16UNet34C"
     input_channels: int = 3
     output_channels: int = 0  # of the final linear layer; 0: none, the last features come out
-    stem_kernel_size: Literal[3, 5] = 5  # of the first convolution, in voxels
+    stem_kernel_size: Literal[3, 5] = 3  # of the first convolution, in voxels; 5 in Mask3D
 
 
 class ResidualBlock(nn.Module):
@@ -162,6 +162,16 @@ class SparseUNet(ResidualEncoder):
     def forward(self, tensor: SparseTensor) -> SparseTensor:
         features = self.feature_maps(tensor)[1]
         return features if self.final is None else self.final(features)
+
+
+def unet_backbone(config: SparseUNetConfig) -> SparseUNet:
+    """A U-Net whose features other layers use; raises InputError if it has a final layer."""
+    if config.output_channels:
+        raise InputError(
+            f"backbone.output_channels: expected 0, got {config.output_channels}: what follows reads "
+            "the last features, not a final layer"
+        )
+    return SparseUNet(config)
 
 
 def residual_blocks(inputs: int, outputs: int, count: int) -> nn.Sequential:

@@ -58,7 +58,7 @@ class NativeBackend:
 
     def neighbor_rows(self, keys: Tensor, extent: tuple[int, int, int], kernel_size: int) -> Tensor:
         _, y_extent, z_extent = extent
-        rows = torch.full((kernel_size**3, len(keys)), -1, dtype=torch.int32)
+        rows = torch.empty((kernel_size**3, len(keys)), dtype=torch.int32)
         self._library.unscene_neighbor_rows(
             keys.data_ptr(), len(keys), y_extent, z_extent, kernel_size, torch.get_num_threads(),
             rows.data_ptr(),

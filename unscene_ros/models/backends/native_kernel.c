@@ -220,7 +220,7 @@ int unscene_weight_gradient(const WeightGradient *g)
 }
 
 /* Walks two places of one sorted list: a row, and the kernel column that begins `shift` keys further.
-   rows (K^3, count) is -1 on entry; a pair is written at its cell and, seen from the other side, at
+   rows is (K^3, count); a pair is written at its cell and, seen from the other side, at
    the opposite cell, so that half of the columns suffice. */
 static void walk_column(const int64_t *keys, int64_t count, int64_t first, int64_t last,
                         int64_t shift, int64_t length, int64_t cell, int64_t cell_step,
@@ -248,16 +248,23 @@ void unscene_neighbor_rows(const int64_t *keys, int64_t count, int64_t y_extent,
 {
     const int64_t size = kernel_size, radius = size / 2, last_cell = size * size * size - 1;
     const int64_t columns = size * size / 2 + 1, blocks = divide_up(count, KEY_BLOCK);
-#pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t i = 0; i < columns * blocks; i++) {
-        const int64_t column = size * size / 2 + i / blocks; /* the first is the centre */
-        const int64_t dx = column / size - radius, dy = column % size - radius;
-        const int64_t lowest_dz = i / blocks == 0 ? 0 : -radius; /* a row meets itself at 0 */
-        const int64_t first = i % blocks * KEY_BLOCK;
-        const int64_t cell =
-            (dx + radius) + size * (dy + radius) + size * size * (lowest_dz + radius);
-        walk_column(keys, count, first, minimum(first + KEY_BLOCK, count),
-                    (dx * y_extent + dy) * z_extent + lowest_dz, radius - lowest_dz + 1, cell,
-                    size * size, last_cell, rows);
+    ask_for_huge_pages(rows, (last_cell + 1) * count * sizeof(int32_t));
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for
+        for (int64_t cell = 0; cell <= last_cell; cell++)
+            memset(rows + cell * count, -1, count * sizeof(int32_t));
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < columns * blocks; i++) {
+            const int64_t column = size * size / 2 + i / blocks; /* the first is the centre */
+            const int64_t dx = column / size - radius, dy = column % size - radius;
+            const int64_t lowest_dz = i / blocks == 0 ? 0 : -radius; /* a row meets itself at 0 */
+            const int64_t first = i % blocks * KEY_BLOCK;
+            const int64_t cell =
+                (dx + radius) + size * (dy + radius) + size * size * (lowest_dz + radius);
+            walk_column(keys, count, first, minimum(first + KEY_BLOCK, count),
+                        (dx * y_extent + dy) * z_extent + lowest_dz, radius - lowest_dz + 1, cell,
+                        size * size, last_cell, rows);
+        }
     }
 }
