@@ -58,7 +58,7 @@ def batch(*scenes, backend="torch", size=None) -> SparseTensor:
 )
 def test_each_architecture_has_its_published_size_and_channels(architecture, channels, millions):
     with torch.device("meta"):
-        network = SparseUNet(SparseUNetConfig(architecture))
+        network = SparseUNet(SparseUNetConfig(architecture, stem_kernel_size=5))
     assert network.output_channels == channels
     count = sum(parameter.numel() for parameter in network.parameters())
     assert round(count / 1e6, 2) == millions
@@ -66,7 +66,7 @@ def test_each_architecture_has_its_published_size_and_channels(architecture, cha
 
 def test_res16unet34c_for_twenty_classes_has_37_86_million_parameters():
     with torch.device("meta"):
-        network = SparseUNet(SparseUNetConfig("Res16UNet34C", 3, output_channels=20))
+        network = SparseUNet(SparseUNetConfig("Res16UNet34C", 3, 20, stem_kernel_size=5))
     assert sum(parameter.numel() for parameter in network.parameters()) == 37_856_052
 
 

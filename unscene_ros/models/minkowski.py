@@ -1,9 +1,10 @@
 """Weights written with MinkowskiEngine: read safely, matched by name, loaded whole or refused.
 
 Contrastive Scene Contexts, PointContrast, Mask3D, UnScene3D, GrowSP and PointDC name the tensors of
-their backbones alike. They differ in what lies around them, `state_dict`, `module.`,
+their backbones alike, and so do we. They differ in what lies around them, `state_dict`, `module.`,
 `model.backbone.` and so on, which is found by itself, and in axes of length one, which older
-versions of MinkowskiEngine kept in 1³ kernels and left out of biases.
+versions of MinkowskiEngine kept in 1³ kernels and left out of biases. `PUBLISHED_NAMES` has the
+parts that we name otherwise.
 """
 
 from __future__ import annotations
@@ -19,17 +20,28 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from unscene_ros.models.heads import ProjectionHead
+from unscene_ros.models.instance_network import InstanceNetwork
+from unscene_ros.models.semantic_networks import ClassAndOffsetNetwork
 from unscene_ros.scene import InputError
 
 NAMES_SHOWN = 8
 
+# How names of ours begin, and how published ones begin instead. A `kernel` that fills a `weight` is
+# transposed.
+PUBLISHED_NAMES: dict[type[nn.Module], dict[str, str]] = {
+    InstanceNetwork: {"decoder.": ""},  # Mask3D, UnScene3D
+    ClassAndOffsetNetwork: {"backbone.": "", "heads.": ""},  # Contrastive Scene Contexts
+    ProjectionHead: {"layers.0.weight": "distill_layer.conv_align.kernel"},  # PointDC
+}
+
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What became of the tensors.
+    """What became of the tensors, by their published names.
 
-    prefix: what stands before the network's names in the file. matched: names of the network that
-    were filled. not_filled, not_used: names of the network and of the file, with the reason; the
+    prefix: what stands before these names in the file. matched: the tensors that were loaded.
+    not_filled, not_used: those that only the network has and only the file, with the reason; the
     caller allowed them. elsewhere: how many tensors of the file do not stand under the prefix.
     """
 
@@ -57,27 +69,32 @@ def import_weights(
 ) -> ImportReport:
     """Fills a network from a .pth, .pt, .ckpt or .safetensors file of another project.
 
-    allowed_rest: parts that may stay as they are or unused, as "final" for a last layer with other
-    classes. prefix: where the network is in the file, for files that hold several. Raises
-    InputError when the file cannot be read safely, when the network is not in it, and when anything
-    beyond the allowed rest would be left over; the network is unchanged then.
+    allowed_rest: parts, by their published names, that may stay as they are or unused: "final" for
+    a last layer with other classes, "backbone.final" for the one that Mask3D does not use. prefix:
+    where the network is in the file, for files that hold several. Raises InputError when the file
+    cannot be read safely, when the network is not in it, and when anything beyond the allowed rest
+    would be left over; the network is unchanged then.
     """
     path = Path(path)
     tensors = read_tensors(path)
-    wanted = network.state_dict()
+    state = network.state_dict()
+    wanted = {_published_name(network, ours): ours for ours in state}
     if prefix is None:
         prefix = _find_prefix(path, tensors, wanted)
     found = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
 
     filling, not_filled = {}, {}
-    for name, target in wanted.items():
-        source = found.get(name)
+    for name, ours in wanted.items():
+        transposed = name.endswith("kernel") and ours.endswith("weight")
+        source, target = found.get(name), state[ours].mT if transposed else state[ours]
         if source is None:
             not_filled[name] = "not in the file"
         elif _sides(source) != _sides(target):
             not_filled[name] = f"{tuple(source.shape)} in the file, {tuple(target.shape)} wanted"
         else:
-            filling[name] = source.reshape(target.shape)
+            source = source.reshape(target.shape)
+            filling[ours] = source.mT if transposed else source
+    matched = tuple(name for name, ours in wanted.items() if ours in filling)
     not_used = {prefix + name: "not in the network" for name in found if name not in wanted}
 
     refused = {
@@ -87,13 +104,13 @@ def import_weights(
     }
     if refused:
         raise InputError(
-            f"{path}: does not fit the network ({len(filling)} of {len(wanted)} tensors do); give "
+            f"{path}: does not fit the network ({len(matched)} of {len(wanted)} tensors do); give "
             "the network the settings it was trained with, or allow the rest by name:\n"
             + "\n".join(_told("left over", refused))
         )
     network.load_state_dict(filling, strict=False)
     elsewhere = len(tensors) - len(found)
-    return ImportReport(path, prefix, tuple(filling), not_filled, not_used, elsewhere)
+    return ImportReport(path, prefix, matched, not_filled, not_used, elsewhere)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -157,6 +174,13 @@ def _find_prefix(path: Path, tensors: Iterable[str], wanted: Iterable[str]) -> s
             "which one by `prefix`"
         )
     return best[0]
+
+
+def _published_name(network: nn.Module, name: str) -> str:
+    for ours, theirs in PUBLISHED_NAMES.get(type(network), {}).items():
+        if name.startswith(ours):
+            return theirs + name.removeprefix(ours)
+    return name
 
 
 def _sides(tensor: Tensor) -> list[int]:

@@ -168,8 +168,8 @@ def unet_backbone(config: SparseUNetConfig) -> SparseUNet:
     """A U-Net whose features other layers use; raises InputError if it has a final layer."""
     if config.output_channels:
         raise InputError(
-            f"backbone.output_channels: expected 0, got {config.output_channels}: what follows reads "
-            "the last features, not a final layer"
+            f"backbone.output_channels: expected 0, got {config.output_channels}: what follows "
+            "reads the last features, not those of a final layer"
         )
     return SparseUNet(config)
 
