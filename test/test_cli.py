@@ -182,3 +182,33 @@ def test_help_answers_without_loading_the_stages():
         "sys.exit(any(name in sys.modules for name in ('open3d', 'torch', 'scipy', 'cv2')))"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
+
+
+def test_weights_become_a_checkpoint_that_names_its_origin(tmp_path, capsys):
+    torch = pytest.importorskip("torch")
+    from unscene_ros.models.checkpoint import load_checkpoint, make_network
+
+    network = make_network("SparseUNet", {"architecture": "Res16UNet14A"})
+    state = {f"module.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save(
+        {"state_dict": state | {"module.final.kernel": torch.zeros(96, 9)}}, tmp_path / "a.pth"
+    )
+    command = ["import-weights", str(tmp_path / "a.pth"), "-o", str(tmp_path / "a.safetensors")]
+    command += ["--network", "SparseUNet", "--set", "architecture=Res16UNet14A"]
+    assert main(command) == 2
+    assert "final.kernel" in capsys.readouterr().err
+    assert not (tmp_path / "a.safetensors").exists()
+
+    assert main([*command, "--allow", "final"]) == 0
+    printed = capsys.readouterr().out
+    assert f"{len(state)} tensors loaded from 'state_dict.module.*'" in printed
+    checkpoint = load_checkpoint(tmp_path / "a.safetensors")
+    assert checkpoint.provenance["imported_from"] == "a.pth"
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(checkpoint.network.state_dict()[name], tensor)
+
+
+def test_importing_into_an_unknown_network_lists_those_that_exist(tmp_path, capsys):
+    arguments = [str(tmp_path / "a.pth"), "-o", str(tmp_path / "b"), "--network", "ResNet"]
+    assert main(["import-weights", *arguments]) == 2
+    assert "SparseUNet" in capsys.readouterr().err

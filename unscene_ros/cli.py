@@ -50,10 +50,22 @@ protocol clean ignores stuff and void; compat asks for the walls as one object m
 published evaluation of UnScene3D does"""
 
 
+IMPORT_EXAMPLES = """\
+examples:
+  unscene import-weights csc.pth -o csc.safetensors --network SparseUNet \\
+      --set stem_kernel_size=3 --allow final
+  unscene import-weights mask3d.ckpt -o mask3d.safetensors --network InstanceNetwork \\
+      --set backbone.stem_kernel_size=5 --set decoder.classes=18
+
+lists what matched; what does not fit is an error unless --allow names it. No code of the file is
+run. Read by name: Contrastive Scene Contexts, PointContrast, Mask3D, UnScene3D, GrowSP, PointDC"""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(format="unscene: %(message)s", level=logging.WARNING)
+    logging.getLogger("unscene_ros").setLevel(logging.INFO)
     try:
         arguments.run(arguments)
     except InputError as error:
@@ -109,7 +121,36 @@ def _parser() -> argparse.ArgumentParser:
         "(default), full 50 to 95 %%",
     )
     score.add_argument("--json", type=Path, metavar="FILE", help="write the figures here too")
+    weights = command(
+        "import-weights",
+        _import_weights,
+        "turn weights written with MinkowskiEngine into a checkpoint",
+        IMPORT_EXAMPLES,
+    )
+    weights.add_argument("weights", type=Path, help="file .pth, .pt, .ckpt or .safetensors")
+    weights.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
+    weights.add_argument("--network", required=True, metavar="NAME", help="as SparseUNet")
+    _add_assignments(weights, "KEY=VALUE")
+    weights.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="a part that may be left over, as final; may be repeated",
+    )
+    weights.add_argument("--prefix", help="where in the file the network is, if it is there twice")
     return parser
+
+
+def _add_assignments(parser: argparse.ArgumentParser, metavar: str) -> None:
+    parser.add_argument(
+        "--set",
+        dest="assignments",
+        action="append",
+        default=[],
+        metavar=metavar,
+        help="change one setting; may be repeated",
+    )
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -121,14 +162,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="training-free (default) or a checkpoint file",
     )
     parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings to start from")
-    parser.add_argument(
-        "--set",
-        dest="assignments",
-        action="append",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="change one setting; may be repeated",
-    )
+    _add_assignments(parser, "SECTION.KEY=VALUE")
     parser.add_argument(
         "--device", choices=("auto", "cuda", "cpu"), help="of all stages that can choose one"
     )
@@ -182,6 +216,17 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.json:
         with whole_file(arguments.json) as file:
             file.write(json.dumps(figures, indent=2).encode())
+
+
+def _import_weights(arguments: argparse.Namespace) -> None:
+    from unscene_ros.models.checkpoint import make_network, save_checkpoint
+    from unscene_ros.models.minkowski import import_weights
+    from unscene_ros.settings import from_assignments
+
+    network = make_network(arguments.network, from_assignments(arguments.assignments))
+    report = import_weights(arguments.weights, network, arguments.allow, arguments.prefix)
+    save_checkpoint(arguments.output, network, origin={"imported_from": arguments.weights.name})
+    print(f"{report}\ncheckpoint: {arguments.output}")
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[PipelineConfig, ReplayConfig]:

@@ -59,6 +59,17 @@ class Checkpoint:
     provenance: dict[str, Any]
 
 
+def make_network(name: str, settings: dict[str, Any]) -> nn.Module:
+    """A network of `NETWORKS` with random weights; settings differ from the defaults of its config.
+
+    Raises InputError for a name or setting that does not exist.
+    """
+    if name not in NETWORKS:
+        raise InputError(f"network: expected one of {', '.join(NETWORKS)}, got {name}")
+    network_class, config_class = NETWORKS[name]
+    return network_class(from_dict(config_class, settings))
+
+
 def save_checkpoint(
     path: Path,
     network: nn.Module,
@@ -96,17 +107,10 @@ def load_checkpoint(path: Path, expected: type[nn.Module] | None = None) -> Chec
     name = header["network"]
     if expected is not None and name != expected.__name__:
         raise InputError(f"{path}: expected a network {expected.__name__}, got {name}")
-    if name not in NETWORKS:
-        raise InputError(
-            f"{path}: expected one of the networks {', '.join(NETWORKS)}, got {name}: was it "
-            "written by a newer version?"
-        )
-    network_class, config_class = NETWORKS[name]
     try:
-        config: Any = from_dict(config_class, header["network_settings"], "network_settings")
+        network = make_network(name, header["network_settings"])
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    network = network_class(config)
+        raise InputError(f"{path}: {error}; was it written by another version?") from error
     differences = _differences(network.state_dict(), tensors)
     if differences:
         raise InputError(f"{path}: the tensors are not those of its {name}: {differences}")
