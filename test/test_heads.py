@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from published_weights import class_and_offset_shapes
 from sparse_voxels import random_voxels
 
 from unscene_ros.models.heads import ClassAndOffsetHeads, ProjectionHead
@@ -18,19 +19,7 @@ def heads(training=False) -> ClassAndOffsetHeads:
 
 def test_parameters_have_the_published_names_and_shapes():
     shapes = {name: tuple(tensor.shape) for name, tensor in heads().state_dict().items()}
-    assert shapes == {
-        "final.kernel": (5, 4),
-        "final.bias": (1, 4),
-        "offsets_pre.kernel": (5, 5),
-        "offsets_pre.bias": (1, 5),
-        "bntr_offset.bn.weight": (5,),
-        "bntr_offset.bn.bias": (5,),
-        "bntr_offset.bn.running_mean": (5,),
-        "bntr_offset.bn.running_var": (5,),
-        "bntr_offset.bn.num_batches_tracked": (),
-        "offsets.kernel": (5, 3),
-        "offsets.bias": (1, 3),
-    }
+    assert shapes == class_and_offset_shapes(channels=5, classes=4)
 
 
 def test_classes_are_linear_and_offsets_pass_a_normalised_hidden_layer():

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from published_weights import decoder_shapes
 from sparse_voxels import random_voxels
 
 from unscene_ros.models.mask_transformer import (
@@ -66,52 +67,11 @@ def batch(*scenes: SparseTensor) -> SparseTensor:
     return sparse_tensor(torch.cat(coordinates), features, scenes=len(scenes), backend="torch")
 
 
-def published_shapes(channels, width, feedforward, classes):
-    """Names and shapes in Mask3D's weights, without the backbone."""
-    *seen, finest = channels
-    linear = {"weight": (width, width), "bias": (width,)}
-    norm = {"norm.weight": (width,), "norm.bias": (width,)}
-    attention = {
-        "in_proj_weight": (3 * width, width),
-        "in_proj_bias": (3 * width,),
-        "out_proj.weight": (width, width),
-        "out_proj.bias": (width,),
-    }
-    parts = {
-        "mask_features_head": {"kernel": (finest, width), "bias": (1, width)},
-        "pos_enc": {"gauss_B": (3, width // 2)},
-        "query_projection.layers.0": {"weight": (width, width, 1), "bias": (width,)},
-        "query_projection.layers.2": {"weight": (width, width, 1), "bias": (width,)},
-        "mask_embed_head.0": linear,
-        "mask_embed_head.2": linear,
-        "class_embed_head": {"weight": (classes + 1, width), "bias": (classes + 1,)},
-        "decoder_norm": {"weight": (width,), "bias": (width,)},
-    }
-    for layer, inputs in enumerate(seen):
-        parts |= {
-            f"lin_squeeze.0.{layer}": {"weight": (width, inputs), "bias": (width,)},
-            f"cross_attention.0.{layer}": norm,
-            f"cross_attention.0.{layer}.multihead_attn": attention,
-            f"self_attention.0.{layer}": norm,
-            f"self_attention.0.{layer}.self_attn": attention,
-            f"ffn_attention.0.{layer}": norm,
-            f"ffn_attention.0.{layer}.linear1": {
-                "weight": (feedforward, width),
-                "bias": (feedforward,),
-            },
-            f"ffn_attention.0.{layer}.linear2": {
-                "weight": (width, feedforward),
-                "bias": (width,),
-            },
-        }
-    return {f"{part}.{name}": shape for part in parts for name, shape in parts[part].items()}
-
-
 def test_parameters_have_the_published_names_and_shapes():
     channels = (256, 256, 128, 96, 96)
     network = MaskTransformer(channels, MaskTransformerConfig())
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    assert shapes == published_shapes(channels, 128, 1024, 2)
+    assert shapes == decoder_shapes(channels, 128, 1024, 2)
 
 
 def test_farthest_points_equal_those_of_a_loop():

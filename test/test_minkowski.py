@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from published_weights import (
+    UNET14A,
+    UNET34C,
+    class_and_offset_shapes,
+    decoder_shapes,
+    filled,
+    fpn_shapes,
+    unet_shapes,
+)
 from torch import nn
 
+from unscene_ros.models.heads import ProjectionHead
+from unscene_ros.models.instance_network import InstanceNetwork, InstanceNetworkConfig
+from unscene_ros.models.mask_transformer import MaskTransformerConfig
 from unscene_ros.models.minkowski import import_weights, read_tensors
+from unscene_ros.models.semantic_networks import ClassAndOffsetConfig, ClassAndOffsetNetwork
 from unscene_ros.models.sparse_fpn import SparseFPN, SparseFPNConfig
 from unscene_ros.models.sparse_layers import (
     BatchNormalization,
@@ -110,75 +123,6 @@ def test_every_gradient_is_what_minkowski_engine_gave(oracle, backend, dtype):
         assert_equal_to_1e_5(parameter.grad, gradients[name], name)
 
 
-# Names and shapes as the public repositories define them, written down without our networks.
-
-
-def normalization(name, channels):
-    statistics = ("weight", "bias", "running_mean", "running_var")
-    return {f"{name}.bn.{part}": (channels,) for part in statistics} | {
-        f"{name}.bn.num_batches_tracked": ()
-    }
-
-
-def stage(name, inputs, outputs, blocks):
-    shapes = {}
-    for block in range(blocks):
-        unit = f"{name}.{block}"
-        shapes[f"{unit}.conv1.kernel"] = (27, inputs, outputs)
-        shapes |= normalization(f"{unit}.norm1", outputs)
-        shapes[f"{unit}.conv2.kernel"] = (27, outputs, outputs)
-        shapes |= normalization(f"{unit}.norm2", outputs)
-        if inputs != outputs:
-            shapes[f"{unit}.downsample.0.kernel"] = (inputs, outputs)
-            shapes |= normalization(f"{unit}.downsample.1", outputs)
-        inputs = outputs
-    return shapes
-
-
-def encoder(inputs, planes, blocks, stem):
-    shapes = {"conv0p1s1.kernel": (stem**3, inputs, 32)} | normalization("bn0", 32)
-    before = 32
-    for number, name in enumerate(("conv1p1s2", "conv2p2s2", "conv3p4s2", "conv4p8s2")):
-        shapes[f"{name}.kernel"] = (8, before, before)
-        shapes |= normalization(f"bn{number + 1}", before)
-        shapes |= stage(f"block{number + 1}", before, planes[number], blocks[number])
-        before = planes[number]
-    return shapes
-
-
-def published_unet(planes, blocks, inputs=3, outputs=20, stem=5):
-    shapes = encoder(inputs, planes, blocks, stem)
-    before, skips = planes[3], (planes[2], planes[1], planes[0], 32)
-    names = ("convtr4p16s2", "convtr5p8s2", "convtr6p4s2", "convtr7p2s2")
-    for number, (name, skip) in enumerate(zip(names, skips, strict=True), start=4):
-        shapes[f"{name}.kernel"] = (8, before, planes[number])
-        shapes |= normalization(f"bntr{number}", planes[number])
-        joined = planes[number] + skip
-        shapes |= stage(f"block{number + 1}", joined, planes[number], blocks[number])
-        before = planes[number]
-    return shapes | {"final.kernel": (before, outputs), "final.bias": (1, outputs)}
-
-
-def published_fpn(inputs=6, stem=5):
-    planes = (32, 64, 128, 256)
-    shapes = encoder(inputs, planes, (2, 2, 2, 2), stem)
-    for number, channels in enumerate(reversed(planes), start=1):
-        shapes[f"delayer{number}.linear.weight"] = (128, channels)
-    return shapes
-
-
-UNET14A = ((32, 64, 128, 256, 128, 128, 96, 96), (1,) * 8)
-UNET34C = ((32, 64, 128, 256, 256, 128, 96, 96), (2, 3, 4, 6, 2, 2, 2, 2))
-
-
-def filled(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Small numbers, different in each tensor."""
-    return {
-        name: torch.tensor(7) if name.endswith("tracked") else torch.full(shape, 0.001 * index)
-        for index, (name, shape) in enumerate(shapes.items())
-    }
-
-
 def prefixed(prefix, tensors):
     return {prefix + name: tensor for name, tensor in tensors.items()}
 
@@ -232,7 +176,7 @@ UNET_FILES = [contrastive_scene_contexts, point_contrast, mask3d, unscene3d]
 
 @pytest.mark.parametrize("layout", UNET_FILES)
 def test_weights_of_published_u_nets_load_whole(tmp_path, layout):
-    theirs = filled(published_unet(*UNET14A))
+    theirs = filled(unet_shapes(*UNET14A))
     network = unet14a()
     report = import_weights(saved(tmp_path, layout(theirs)), network)
     assert set(report.matched) == set(theirs)
@@ -242,7 +186,7 @@ def test_weights_of_published_u_nets_load_whole(tmp_path, layout):
 
 
 def test_weights_of_the_feature_pyramid_load_whole(tmp_path):
-    theirs = filled(published_fpn())
+    theirs = filled(fpn_shapes())
     network = SparseFPN(SparseFPNConfig())
     report = import_weights(saved(tmp_path, theirs), network)
     assert set(report.matched) == set(theirs)
@@ -262,13 +206,100 @@ def test_all_architectures_have_the_published_names_and_shapes(architecture):
         "Res16UNet34C": UNET34C,
         "MinkUNet18C": ((32, 64, 128, 256, 192, 192, 128, 128), (2,) * 8),
     }
-    assert shapes == published_unet(*stages[architecture], inputs=6, outputs=13, stem=3)
+    assert shapes == unet_shapes(*stages[architecture], inputs=6, outputs=13, stem=3)
+
+
+def instance_network() -> InstanceNetwork:
+    decoder = MaskTransformerConfig(classes=2, width=16, heads=2, feedforward_width=20)
+    return InstanceNetwork(InstanceNetworkConfig(SparseUNetConfig("Res16UNet14A"), decoder))
+
+
+def whole_mask_transformer():
+    decoder = filled(decoder_shapes((256, 128, 128, 96, 96), 16, 20, classes=2))
+    return decoder | prefixed("backbone.", filled(unet_shapes(*UNET14A, stem=3)))
+
+
+def lightning(tensors):
+    return {"state_dict": {"criterion.empty_weight": torch.ones(3)} | prefixed("model.", tensors)}
+
+
+def test_a_mask_transformer_loads_whole_with_its_backbone(tmp_path):
+    theirs, network = whole_mask_transformer(), instance_network()
+    report = import_weights(saved(tmp_path, lightning(theirs)), network)
+    unused = {"backbone.final.kernel", "backbone.final.bias"}
+    assert set(report.matched) == set(theirs) - unused
+    assert set(report.not_used) == {f"state_dict.model.{name}" for name in unused}
+    assert not report.not_filled
+    assert (report.prefix, report.elsewhere) == ("state_dict.model.", 1)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, theirs[name.removeprefix("decoder.")]), name
+
+
+@pytest.mark.parametrize(
+    "missing", ["pos_enc.gauss_B", "mask_embed_head.2.bias", "backbone.bn3.bn.running_mean"]
+)
+def test_a_mask_transformer_with_a_missing_tensor_is_refused(tmp_path, missing):
+    theirs, network = whole_mask_transformer(), instance_network()
+    del theirs[missing]
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(InputError, match=f"    {missing}: not in the file$"):
+        import_weights(saved(tmp_path, lightning(theirs)), network)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_the_default_instance_network_has_the_names_and_shapes_of_unscene3d():
+    with torch.device("meta"):
+        network = InstanceNetwork()
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    backbone = unet_shapes(*UNET34C, stem=3)
+    del backbone["final.kernel"], backbone["final.bias"]
+    decoder = decoder_shapes((256, 256, 128, 96, 96), 128, 1024, classes=2)
+    assert shapes == prefixed("backbone.", backbone) | prefixed("decoder.", decoder)
+
+
+def test_classes_and_offsets_load_with_their_backbone(tmp_path):
+    theirs = filled(unet_shapes(*UNET14A, stem=3) | class_and_offset_shapes(96, classes=20))
+    path = saved(tmp_path, contrastive_scene_contexts(theirs))
+    backbone = SparseUNetConfig("Res16UNet14A")
+    network = ClassAndOffsetNetwork(ClassAndOffsetConfig(backbone, classes=20))
+    report = import_weights(path, network)
+    assert set(report.matched) == set(theirs)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, theirs[name.partition(".")[2]]), name
+
+    for_others = ClassAndOffsetNetwork(ClassAndOffsetConfig(backbone, classes=18))
+    with pytest.raises(
+        InputError, match=r"final.kernel: \(96, 20\) in the file, \(96, 18\) wanted"
+    ):
+        import_weights(path, for_others)
+    report = import_weights(path, for_others, allowed_rest=["final"])
+    assert set(report.not_filled) == {"final.kernel", "final.bias"}
+    assert torch.equal(for_others.heads.offsets.kernel, theirs["offsets.kernel"])
+
+
+@pytest.mark.parametrize("shape", [(128, 70), (1, 128, 70), (64, 64)])
+def test_the_projection_of_pointdc_loads_transposed(tmp_path, shape):
+    kernel = torch.randn(shape)
+    head = ProjectionHead(*shape[-2:])
+    report = import_weights(saved(tmp_path, {"distill_layer.conv_align.kernel": kernel}), head)
+    assert report.matched == ("distill_layer.conv_align.kernel",)
+    assert torch.equal(head.layers[0].weight, kernel.reshape(shape[-2:]).T)
+
+
+def test_the_projection_to_another_teacher_is_refused(tmp_path):
+    kernel = torch.randn(128, 70)
+    path = saved(tmp_path, {"distill_layer.conv_align.kernel": kernel})
+    with pytest.raises(InputError, match=r"\(128, 70\) in the file, \(128, 384\) wanted"):
+        import_weights(path, ProjectionHead(128, 384))
+    with pytest.raises(InputError, match=r"layers.2.weight: not in the file"):
+        import_weights(path, ProjectionHead(128, 70, hidden_channels=70))
 
 
 def test_the_report_tells_what_was_loaded_and_what_was_not(tmp_path):
     network = unet14a(outputs=13)
     untouched = network.final.kernel.detach().clone()
-    path = saved(tmp_path, mask3d(filled(published_unet(*UNET14A, outputs=20))))
+    path = saved(tmp_path, mask3d(filled(unet_shapes(*UNET14A, outputs=20))))
     report = import_weights(path, network, allowed_rest=["final"])
     assert torch.equal(network.final.kernel, untouched)
     assert set(report.not_filled) == {"final.kernel", "final.bias"}
@@ -279,7 +310,7 @@ def test_the_report_tells_what_was_loaded_and_what_was_not(tmp_path):
 
 
 def test_a_head_that_the_network_does_not_have_must_be_allowed(tmp_path):
-    tensors = filled(published_unet(*UNET14A)) | {"offsets.kernel": torch.ones(96, 3)}
+    tensors = filled(unet_shapes(*UNET14A)) | {"offsets.kernel": torch.ones(96, 3)}
     path = saved(tmp_path, contrastive_scene_contexts(tensors))
     with pytest.raises(InputError, match=r"state_dict.offsets.kernel: not in the network"):
         import_weights(path, unet14a())
@@ -289,7 +320,7 @@ def test_a_head_that_the_network_does_not_have_must_be_allowed(tmp_path):
 
 @pytest.mark.parametrize("layout", [*UNET_FILES, dict])
 def test_a_missing_tensor_is_refused_and_the_network_left_alone(tmp_path, layout):
-    theirs = filled(published_unet(*UNET14A))
+    theirs = filled(unet_shapes(*UNET14A))
     del theirs["block3.0.norm2.bn.running_var"]
     network = unet14a()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
@@ -300,19 +331,19 @@ def test_a_missing_tensor_is_refused_and_the_network_left_alone(tmp_path, layout
 
 
 def test_allowing_final_does_not_allow_names_that_begin_alike(tmp_path):
-    tensors = filled(published_unet(*UNET14A)) | {"final_offsets.kernel": torch.ones(96, 3)}
+    tensors = filled(unet_shapes(*UNET14A)) | {"final_offsets.kernel": torch.ones(96, 3)}
     with pytest.raises(InputError, match="final_offsets"):
         import_weights(saved(tmp_path, tensors), unet14a(), allowed_rest=["final"])
 
 
 def test_a_network_of_another_depth_is_refused(tmp_path):
-    path = saved(tmp_path, filled(published_unet(UNET14A[0], (2,) * 8)))
+    path = saved(tmp_path, filled(unet_shapes(UNET14A[0], (2,) * 8)))
     with pytest.raises(InputError, match=r"block1.1.conv1.kernel: not in the network"):
         import_weights(path, unet14a())
 
 
 def test_a_file_with_two_networks_asks_which_one(tmp_path):
-    student, teacher = (filled(published_unet(*UNET14A)) for _ in range(2))
+    student, teacher = (filled(unet_shapes(*UNET14A)) for _ in range(2))
     teacher["bn0.bn.weight"] = torch.full((32,), 5.0)
     path = saved(tmp_path, {"student": student, "teacher": teacher})
     with pytest.raises(InputError, match=r"found it under 'student.', 'teacher.'"):
@@ -330,7 +361,7 @@ def test_a_file_without_the_network_is_refused_and_told_apart(tmp_path):
 
 
 def test_safetensors_are_read_too(tmp_path):
-    theirs = filled(published_unet(*UNET14A))
+    theirs = filled(unet_shapes(*UNET14A))
     safetensors.torch.save_file(theirs, tmp_path / "weights.safetensors")
     assert len(import_weights(tmp_path / "weights.safetensors", unet14a()).matched) == len(theirs)
 

@@ -34,6 +34,8 @@ PUBLISHED_NAMES: dict[type[nn.Module], dict[str, str]] = {
     ClassAndOffsetNetwork: {"backbone.": "", "heads.": ""},  # Contrastive Scene Contexts
     ProjectionHead: {"layers.0.weight": "distill_layer.conv_align.kernel"},  # PointDC
 }
+# What the files hold although their own projects do not use it.
+USED_BY_NOBODY: dict[type[nn.Module], tuple[str, ...]] = {InstanceNetwork: ("backbone.final",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +71,10 @@ def import_weights(
 ) -> ImportReport:
     """Fills a network from a .pth, .pt, .ckpt or .safetensors file of another project.
 
-    allowed_rest: parts, by their published names, that may stay as they are or unused: "final" for
-    a last layer with other classes, "backbone.final" for the one that Mask3D does not use. prefix:
-    where the network is in the file, for files that hold several. Raises InputError when the file
-    cannot be read safely, when the network is not in it, and when anything beyond the allowed rest
-    would be left over; the network is unchanged then.
+    allowed_rest: parts, by their published names, that may stay as they are or unused, as "final"
+    for a last layer with other classes. prefix: where the network is in the file, for files that
+    hold several. Raises InputError when the file cannot be read safely, when the network is not in
+    it, and when anything beyond the allowed rest would be left over; the network is unchanged then.
     """
     path = Path(path)
     tensors = read_tensors(path)
@@ -97,10 +98,11 @@ def import_weights(
     matched = tuple(name for name, ours in wanted.items() if ours in filling)
     not_used = {prefix + name: "not in the network" for name in found if name not in wanted}
 
+    allowed = (*allowed_rest, *USED_BY_NOBODY.get(type(network), ()))
     refused = {
         name: reason
         for name, reason in (not_filled | not_used).items()
-        if not _belongs(name.removeprefix(prefix), allowed_rest)
+        if not _belongs(name.removeprefix(prefix), allowed)
     }
     if refused:
         raise InputError(
