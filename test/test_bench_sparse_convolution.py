@@ -176,8 +176,8 @@ def test_rows_of_a_tiny_room(small, monkeypatch):
         "sparse_inference_of_peak",
         "sparse_peak_gflops",
         "sparse_training_step_s",
-        "sparse_layer_level_0_32_channels_of_peak",
-        "sparse_layer_level_4_8_channels_of_peak",
+        "sparse_layer_l0_32_of_peak",
+        "sparse_layer_l4_8_of_peak",
     ]
     assert rows["sparse_room_level_0_voxels"]["value"] == len(make_room(CPU).coordinates)
     assert rows["sparse_inference_s"]["peer"] is None
@@ -212,7 +212,7 @@ def test_rows_name_our_backend_and_its_peers():
     rows = list(table.times("inference", times))
     assert [(row["name"], row["peer"], row["ratio"], row["runs"]) for row in rows] == [
         ("sparse_inference_s", "MinkowskiEngine", 3.0, 3),
-        ("sparse_inference_against_torch_s", "torch backend", 2.0, 3),
+        ("sparse_inference_vs_torch_s", "torch backend", 2.0, 3),
         ("sparse_inference_torch_s", "MinkowskiEngine", 1.5, 1),
     ]
     (alone,) = table.times("inference", {"torch": [4.0]})

@@ -42,7 +42,7 @@ from unscene_ros.models.sparse_tensor import KernelMap, Level, SparseTensor, spa
 from unscene_ros.models.sparse_unet import SparseUNet
 from unscene_ros.scene import InputError
 
-AREA = "sparse convolution"
+AREA = "sparse"
 INFERENCE_ROUNDS, ONE_THREAD_ROUNDS, TRAINING_ROUNDS, LAYER_ROUNDS = 5, 3, 3, 3
 LAYERS = ((0, 32), (0, 96), (1, 96), (2, 128), (3, 256), (4, 256))  # level, channels in and out
 FEW_VOXELS = 1000
@@ -76,7 +76,7 @@ class Table:
             value, runs = medians[name], len(values[name])
             main, *others = (peer for peer in self.peers if peer != name)
             for peer in (main, *others):
-                words = what if peer == main else f"{what}_against_{peer.replace('-', '_')}"
+                words = what if peer == main else f"{what}_vs_{peer.replace('-', '_')}"
                 words = self.name(words, name, figure)
                 if peer in medians:
                     label = f"{peer} backend" if peer in self.own else peer
@@ -263,7 +263,7 @@ def layer_rows(room: Room, table: Table) -> Iterator[dict]:
             work()
         times, peaks = in_rounds(works, LAYER_ROUNDS, device)
         count = count_operations(levels["torch"][number].neighbors(3), channels, channels)
-        what = f"layer_level_{number}_{channels}_channels"
+        what = f"layer_l{number}_{channels}"
         yield from share_rows(what, times, peaks, count, table)
 
 
