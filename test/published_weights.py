@@ -111,8 +111,8 @@ UNET34C = ((32, 64, 128, 256, 256, 128, 96, 96), (2, 3, 4, 6, 2, 2, 2, 2))
 
 
 def filled(shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Small numbers, different in each tensor."""
+    """Tensors of one small number each, different for each tensor; PyTorch's files stay small."""
     return {
-        name: torch.tensor(7) if name.endswith("tracked") else torch.full(shape, 0.001 * index)
+        name: torch.tensor(7 if name.endswith("tracked") else 0.001 * index).expand(shape)
         for index, (name, shape) in enumerate(shapes.items())
     }

@@ -124,6 +124,11 @@ def test_evaluation_does_not_change_the_network():
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_graph_without_neighbors_is_refused():
+    with pytest.raises(InputError, match="at least 1 of neighbors, got 0"):
+        network(neighbors=0)
+
+
 def test_another_number_of_channels_is_refused():
     with pytest.raises(InputError, match="Dgcnn: expected 4 channels per voxel, got 3"):
         network()(random_voxels(3, 10))

@@ -133,6 +133,8 @@ def test_values_of_points_come_into_the_order_of_rows():
     coordinates = torch.tensor([[0, 3, 0, 0], [0, -1, 0, 0], [0, 3, 0, 0], [0, 1, 0, 0]])
     level = sparse_tensor(coordinates, torch.zeros(4, 1), backend="torch").level
     assert in_row_order(torch.tensor([30, 10, 31, 20]), level).tolist() == [10, 20, 30]
+    with pytest.raises(InputError, match="values of 4 points, got 5"):
+        in_row_order(torch.zeros(5), level)
 
 
 def test_a_query_takes_nothing_from_hidden_voxels():
@@ -395,6 +397,8 @@ def test_maps_and_segments_that_do_not_fit_are_refused():
     ("changes", "message"),
     [
         ({"sampled_voxels": (10,)}, "sampled_voxels for the 2 maps"),
+        ({"queries": 0}, "at least one class, query, head"),
+        ({"heads": 0}, "at least one class, query, head"),
         ({"heads": 3}, "even width that 3 heads can share, got 16"),
         ({"width": 15, "heads": 3}, "even width that 3 heads can share, got 15"),
     ],

@@ -39,12 +39,15 @@ class DgcnnConfig:
 class Dgcnn(nn.Module):
     """Features of voxels in, features of the same voxels out.
 
-    Time grows with the square of the points in a scene; memory for distances does not grow.
+    Time grows with the square of the points in a scene; memory for distances does not grow. Raises
+    InputError for a graph without neighbours.
     """
 
     def __init__(self, config: DgcnnConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or DgcnnConfig()
+        if config.neighbors < 1:
+            raise InputError(f"Dgcnn: expected at least 1 of neighbors, got {config.neighbors}")
         last_channels = [outputs[-1] for outputs in EDGE_CHANNELS]
         inputs = [config.input_channels, *last_channels]
         self.edges = nn.ModuleList(map(EdgeConvolution, inputs, EDGE_CHANNELS))

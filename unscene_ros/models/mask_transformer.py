@@ -249,6 +249,11 @@ def _check_settings(channels: Sequence[int], config: MaskTransformerConfig) -> N
             f"mask transformer: expected sampled_voxels for the {len(channels) - 1} maps "
             f"before the finest, got {config.sampled_voxels}"
         )
+    if min(config.classes, config.queries, config.heads, *config.sampled_voxels) < 1:
+        raise InputError(
+            f"mask transformer: expected at least one class, query, head and sampled voxel, "
+            f"got {config}"
+        )
     if config.width % config.heads or config.width % 2:
         raise InputError(
             f"mask transformer: expected an even width that {config.heads} heads can share, "

@@ -84,17 +84,7 @@ def import_weights(
         prefix = _find_prefix(path, tensors, wanted)
     found = {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
 
-    filling, not_filled = {}, {}
-    for name, ours in wanted.items():
-        transposed = name.endswith("kernel") and ours.endswith("weight")
-        source, target = found.get(name), state[ours].mT if transposed else state[ours]
-        if source is None:
-            not_filled[name] = "not in the file"
-        elif _sides(source) != _sides(target):
-            not_filled[name] = f"{tuple(source.shape)} in the file, {tuple(target.shape)} wanted"
-        else:
-            source = source.reshape(target.shape)
-            filling[ours] = source.mT if transposed else source
+    filling, not_filled = _fitting(found, wanted, state)
     matched = tuple(name for name, ours in wanted.items() if ours in filling)
     not_used = {prefix + name: "not in the network" for name in found if name not in wanted}
 
@@ -176,6 +166,27 @@ def _find_prefix(path: Path, tensors: Iterable[str], wanted: Iterable[str]) -> s
             "which one by `prefix`"
         )
     return best[0]
+
+
+def _fitting(
+    found: Mapping[str, Tensor], wanted: Mapping[str, str], state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors for our names, why there is none for a published name).
+
+    found: by published names. wanted: our name for each published one. state: by our names.
+    """
+    filling, not_filled = {}, {}
+    for name, ours in wanted.items():
+        transposed = name.endswith("kernel") and ours.endswith("weight")
+        source, target = found.get(name), state[ours].mT if transposed else state[ours]
+        if source is None:
+            not_filled[name] = "not in the file"
+        elif _sides(source) != _sides(target):
+            not_filled[name] = f"{tuple(source.shape)} in the file, {tuple(target.shape)} wanted"
+        else:
+            source = source.reshape(target.shape)
+            filling[ours] = source.mT if transposed else source
+    return filling, not_filled
 
 
 def _published_name(network: nn.Module, name: str) -> str:

@@ -21,8 +21,13 @@ from unscene_ros.scene import InputError
 def in_row_order(values: Tensor, level: Level) -> Tensor:
     """Values of the points that a level was made from (P, ...) -> its rows (N, ...).
 
-    Where points share a voxel the first one counts.
+    Where points share a voxel the first one counts. Raises InputError unless there is one value for
+    each point.
     """
+    if len(values) != len(level.row_of_point):
+        raise InputError(
+            f"in_row_order: expected values of {len(level.row_of_point)} points, got {len(values)}"
+        )
     points = torch.arange(len(level.row_of_point), device=values.device)
     first = points.new_full((len(level),), len(points))
     first = first.scatter_reduce(0, level.row_of_point, points, "amin")

@@ -62,7 +62,7 @@ class SparseFPN(ResidualEncoder):
 def interpolate(tensor: SparseTensor, level: Level) -> SparseTensor:
     """Trilinear interpolation of coarse features at the voxels of the finer `level`.
 
-    A coarse voxel counts at its lowest corner; where a corner is empty zeros are taken, as
+    A coarse voxel counts at its lowest corner; where a corner is empty, it has zeros, as
     MinkowskiEngine's interpolation does.
     """
     ancestors, current = torch.arange(len(level), device=tensor.features.device), level
