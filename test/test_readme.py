@@ -15,8 +15,10 @@ import pytest
 
 import unscene_ros
 from unscene_ros import cli
+from unscene_ros.models.checkpoint import make_network
 from unscene_ros.scene import Instances, Mesh, Segments
-from unscene_ros.storage import Prediction, save_prediction
+from unscene_ros.settings import from_assignments
+from unscene_ros.storage import Prediction, save_prediction, write_mesh
 
 REPOSITORY = Path(__file__).parents[1]
 BENCHMARKS = REPOSITORY / "test" / "benchmarks"
@@ -172,11 +174,29 @@ def test_the_demo_writes_where_the_readme_says():
 @pytest.mark.parametrize("words", commands("unscene"), ids=" ".join)
 def test_unscene_takes_the_arguments(words):
     arguments = cli._parser().parse_args(words[1:])  # exits where one is unknown
-    if words[1] != "evaluate":
-        cli._settings(arguments)  # raises where a setting is unknown
+    # These raise where a setting is unknown.
+    if words[1] == "import-weights":
+        make_network(arguments.network, from_assignments(arguments.assignments))
+    elif words[1] != "evaluate":
+        cli._settings(arguments)
 
 
-@pytest.mark.parametrize("command", [[], ["replay"], ["segment"], ["evaluate"]], ids=" ".join)
+def test_python_in_the_readme_runs(tmp_path, monkeypatch):
+    (program,) = blocks(README, "python")
+    monkeypatch.chdir(tmp_path)
+    corners = np.array([[0, 0, 0], [0.5, 0, 0], [0, 0.5, 0]], np.float32)
+    up = np.tile(np.float32([0, 0, 1]), (3, 1))
+    write_mesh(
+        Path("room.ply"), Mesh(corners, np.int32([[0, 1, 2]]), np.zeros((3, 3), np.uint8), up)
+    )
+    known: dict = {}
+    exec(program, known)
+    assert known["scores"].shape == (3, 20)
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["replay"], ["segment"], ["evaluate"], ["import-weights"]], ids=" ".join
+)
 def test_unscene_explains_itself(command):
     shown = run_python("-m", "unscene_ros.cli", *command, "--help")
     assert shown.startswith("usage: unscene")
