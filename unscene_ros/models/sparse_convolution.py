@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from unscene_ros.models.backends import Backend, Epilogue
-from unscene_ros.models.sparse_tensor import KernelMap, Level, SparseTensor
+from unscene_ros.models.kernel_map import KernelMap
+from unscene_ros.models.sparse_tensor import Level, SparseTensor
 from unscene_ros.scene import InputError
 
 

@@ -98,8 +98,10 @@ def convolve_normalized(
         addend = None if residual is None else residual.features
         return convolved(Epilogue(scale, shift, addend, relu))
     output = normalization(convolved())
-    features = output.features if residual is None else output.features + residual.features
-    return output.with_features(features.relu() if relu else features)
+    # In place: nobody else needs what the normalisation returned, and gradients do not either.
+    if residual is not None:
+        output.features.add_(residual.features)
+    return output.with_features(output.features.relu_()) if relu else output
 
 
 def _initial_kernel(shape: tuple[int, ...], fan: int) -> Tensor:

@@ -3,9 +3,6 @@
 A level is the set of occupied voxels at one stride, sorted by one int64 key per voxel. It finds its
 neighbours and its coarser level once, whoever asks: forward, backward and transposed convolutions
 of all layers share these maps. The same code serves CPU and CUDA.
-
-Kernel cells count x fastest, k = ix + K·iy + K²·iz, and even kernels are not centred: the parameter
-layout of MinkowskiEngine (Choy et al., "4D spatio-temporal ConvNets", CVPR 2019).
 """
 
 from __future__ import annotations
@@ -19,52 +16,12 @@ import torch
 from torch import Tensor
 
 from unscene_ros.models.backends import Backend, BackendName, choose_backend
+from unscene_ros.models.kernel_map import Cells, KernelMap
 from unscene_ros.scene import InputError, Voxels
 
 # Cells kept free around the voxels of a scene, so that no kernel reaches into another column.
 HALO = 3
 WIDEST_KERNEL = 2 * HALO + 1
-
-
-@dataclass(frozen=True, eq=False)
-class Cells:
-    """Occupied voxels: coordinates (N, 4) int32 of batch, x, y, z, multiples of `stride`."""
-
-    coordinates: Tensor
-    stride: int
-
-    def __len__(self) -> int:
-        return len(self.coordinates)
-
-
-@dataclass(frozen=True, eq=False)
-class KernelMap:
-    """The source row that each target row sees through each cell of a kernel.
-
-    rows (M, K) int32: rows of the source, -1 where the cell is empty. opposite_rows (N, K) int32:
-    the same pairs seen from the source; None where source and target are one level, because there
-    the cell opposite to k is K-1-k.
-    """
-
-    rows: Tensor
-    opposite_rows: Tensor | None
-    source: Cells
-    target: Cells
-
-    @property
-    def opposite(self) -> KernelMap:
-        """From target to source: the way of gradients and of transposed convolutions."""
-        if self.opposite_rows is None:
-            return self
-        return KernelMap(self.opposite_rows, self.rows, self.target, self.source)
-
-    @cached_property
-    def pairs(self) -> list[tuple[Tensor, Tensor]]:
-        """For each cell of the kernel the target rows and the source rows that meet there."""
-        cells, targets = (self.rows.T >= 0).nonzero(as_tuple=True)
-        sources = self.rows[targets, cells]
-        counts = torch.bincount(cells, minlength=self.rows.shape[1]).tolist()
-        return list(zip(targets.int().split(counts), sources.split(counts), strict=True))
 
 
 @dataclass(frozen=True)

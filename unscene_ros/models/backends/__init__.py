@@ -21,7 +21,7 @@ from torch import Tensor
 from unscene_ros.scene import InputError
 
 if TYPE_CHECKING:
-    from unscene_ros.models.sparse_tensor import KernelMap
+    from unscene_ros.models.kernel_map import KernelMap
 
 BackendName = Literal["auto", "torch", "native", "triton", "minkowski"]
 

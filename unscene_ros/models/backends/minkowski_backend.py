@@ -16,7 +16,7 @@ from unscene_ros.models.backends.torch_backend import neighbor_rows
 from unscene_ros.scene import InputError
 
 if TYPE_CHECKING:
-    from unscene_ros.models.sparse_tensor import Cells, KernelMap
+    from unscene_ros.models.kernel_map import Cells, KernelMap
 
 
 class MinkowskiBackend:

@@ -17,7 +17,7 @@ from unscene_ros.models.backends import Epilogue
 from unscene_ros.scene import InputError
 
 if TYPE_CHECKING:
-    from unscene_ros.models.sparse_tensor import KernelMap
+    from unscene_ros.models.kernel_map import KernelMap
 
 
 class _Convolution(Structure):

@@ -13,7 +13,7 @@ from torch import Tensor
 from unscene_ros.models.backends import Epilogue
 
 if TYPE_CHECKING:
-    from unscene_ros.models.sparse_tensor import KernelMap
+    from unscene_ros.models.kernel_map import KernelMap
 
 
 class TorchBackend:
@@ -39,18 +39,22 @@ class TorchBackend:
             output += residual
         if scale is not None:
             weight = (weight * scale).to(features.dtype)
-        for (targets, sources), cell_weight in zip(kernel_map.pairs, weight, strict=True):
-            # A row occurs at most once in each cell: adding is deterministic, on CUDA too.
-            output.index_add_(0, targets, features.index_select(0, sources) @ cell_weight)
+        for block in kernel_map.blocks:
+            part = output[block.targets]
+            for (targets, sources), cell_weight in zip(block.pairs, weight, strict=True):
+                # A row occurs at most once in each cell: adding is deterministic, on CUDA too.
+                part.index_add_(0, targets, features.index_select(0, sources) @ cell_weight)
         return output.relu_() if relu else output
 
     def weight_gradient(self, features: Tensor, gradient: Tensor, kernel_map: KernelMap) -> Tensor:
-        return torch.stack(
-            [
-                features.index_select(0, sources).T @ gradient.index_select(0, targets)
-                for targets, sources in kernel_map.pairs
-            ]
-        )
+        shape = kernel_map.rows.shape[1], features.shape[1], gradient.shape[1]
+        sums = features.new_zeros(shape)
+        for block in kernel_map.blocks:
+            part = gradient[block.targets]
+            for (targets, sources), cell_sums in zip(block.pairs, sums, strict=True):
+                seen = features.index_select(0, sources)
+                cell_sums.addmm_(seen.T, part.index_select(0, targets))
+        return sums
 
 
 def neighbor_rows(keys: Tensor, extent: tuple[int, int, int], kernel_size: int) -> Tensor:

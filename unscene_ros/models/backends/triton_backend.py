@@ -31,7 +31,7 @@ from unscene_ros.models.backends.triton_tuning import (
 from unscene_ros.scene import InputError
 
 if TYPE_CHECKING:
-    from unscene_ros.models.sparse_tensor import KernelMap
+    from unscene_ros.models.kernel_map import KernelMap
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 T = TypeVar("T")
