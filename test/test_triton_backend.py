@@ -28,15 +28,15 @@ CONFIG = Config(64, 32, 32, 1, 4, 5)
 OTHER = Config(128, 32, 32, 2, 4, 5)
 
 
-def run_values(tmp_path, interpret):
-    """Runs triton_values.py; its output is shown when it fails."""
+def run_tests(name, tmp_path, interpret):
+    """Runs a file of tests; its output is shown when it fails."""
     environment = {
         **os.environ,
         "TRITON_INTERPRET": interpret,
         "XDG_CACHE_HOME": str(tmp_path),
         "OMP_NUM_THREADS": "1",  # the matrices are tiny
     }
-    tests = Path(__file__).with_name("triton_values.py")
+    tests = Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", str(tests), "-p", "no:cacheprovider"]
     result = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE)
     assert result.returncode == 0, result.stdout
@@ -45,13 +45,19 @@ def run_values(tmp_path, interpret):
 
 def test_kernels_compute_what_the_torch_backend_computes(tmp_path):
     pytest.importorskip("triton")
-    run_values(tmp_path, interpret="1")
+    run_tests("triton_values.py", tmp_path, interpret="1")
+
+
+@pytest.mark.slow  # a minute in the interpreter
+def test_every_layer_and_gradient_is_what_minkowski_engine_gave(tmp_path):
+    pytest.importorskip("triton")
+    run_tests("test_minkowski_oracle.py", tmp_path, interpret="1")
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_kernels_compute_what_the_torch_backend_computes_on_a_gpu(tmp_path):
-    run_values(tmp_path, interpret="0")
+    run_tests("triton_values.py", tmp_path, interpret="0")
 
 
 @pytest.mark.parametrize("capability", [80, 90])
