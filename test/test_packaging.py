@@ -144,11 +144,15 @@ def test_install_tree_is_what_ros2_run_and_launch_expect(tmp_path):
     for folder in ("config", "launch"):
         expected = {file.name for file in (REPOSITORY / folder).iterdir()}
         assert {file.name for file in (share / folder).iterdir()} == expected
-    code = "import unscene_ros.scene as scene, unscene_ros.msg as msg; print(scene, msg)"
+    code = (
+        "import unscene_ros.scene, unscene_ros.msg; print(unscene_ros.scene, unscene_ros.msg)\n"
+        "from unscene_ros.models.backends import native_backend\n"
+        "print(native_backend.NativeBackend('cpu')._library)"
+    )
     env = os.environ | {"PYTHONPATH": str(install / "python")}
     run = [sys.executable, "-c", code]
     result = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True)
-    assert result.stdout.count(str(install / "python")) == 2, result.stderr
+    assert result.stdout.count(str(install / "python")) == 3, result.stderr
 
 
 # --- dependencies ---
