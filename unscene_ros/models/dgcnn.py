@@ -12,9 +12,10 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import batch_norm, leaky_relu
+from torch.nn.functional import leaky_relu
 
 from unscene_ros.models.sparse_convolution import pool_scenes
+from unscene_ros.models.sparse_layers import normalize_rows
 from unscene_ros.models.sparse_tensor import SparseTensor
 from unscene_ros.scene import InputError
 
@@ -105,12 +106,7 @@ class NormalizedReLU(nn.Module):
         self.bn = nn.BatchNorm1d(channels)
 
     def forward(self, features: Tensor) -> Tensor:
-        bn, rows = self.bn, features.flatten(0, -2)
-        if self.training and len(rows) > 1:
-            rows = bn(rows)
-        else:
-            # One row has no variance: it is normalised by the running statistics.
-            rows = batch_norm(rows, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps)
+        rows = normalize_rows(features.flatten(0, -2), self.bn)
         return leaky_relu(rows, NEGATIVE_SLOPE).reshape(features.shape)
 
 

@@ -56,15 +56,7 @@ class BatchNormalization(nn.Module):
         self.bn = nn.BatchNorm1d(channels, momentum=momentum)
 
     def forward(self, tensor: SparseTensor) -> SparseTensor:
-        bn, features = self.bn, tensor.features
-        if self.training and len(features) > 1:
-            return tensor.with_features(bn(features))
-        # One row has no variance: it is normalised by the running statistics.
-        return tensor.with_features(
-            nn.functional.batch_norm(
-                features, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps
-            )
-        )
+        return tensor.with_features(normalize_rows(tensor.features, self.bn))
 
     def folded(self) -> tuple[Tensor, Tensor]:
         """(scale, shift) that it amounts to at inference."""
@@ -72,6 +64,16 @@ class BatchNormalization(nn.Module):
         assert bn.running_mean is not None and bn.running_var is not None
         scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)
         return scale, bn.bias - bn.running_mean * scale
+
+
+def normalize_rows(rows: Tensor, bn: nn.BatchNorm1d) -> Tensor:
+    """Batch normalisation of (N, C), also of no row and of one."""
+    if bn.training and len(rows) > 1:
+        return bn(rows)
+    # One row has no variance: it is normalised by the running statistics.
+    return nn.functional.batch_norm(
+        rows, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps
+    )
 
 
 def convolve_normalized(
