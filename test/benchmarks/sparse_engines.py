@@ -5,7 +5,7 @@ The room is 3.6 x 3.0 x 2.4 m, open above, with four boxes, in voxels of 2 cm.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple
@@ -168,17 +168,40 @@ def load_engines(names: Iterable[str], device: Device, left_out: list[str]) -> d
     return engines
 
 
-def check_agreement(engines: dict[str, Engine], room: Room, device: Device) -> None:
-    """Raises ValueError where an engine computes other logits than the first one."""
-    first, *others = engines
-    expected = engines[first].infer(room).float()
-    for name in others:
-        difference = (engines[name].infer(room) - expected).abs().max() / expected.abs().max()
-        if not difference <= device.tolerance:
-            raise ValueError(
-                f"{name}: its logits differ from those of {first} by {difference:.2g} of the "
-                "largest"
-            )
+def those_that_agree(
+    engines: Mapping[str, Engine],
+    compute: Callable[[Engine], Tensor],
+    what: str,
+    device: Device,
+    left_out: list[str],
+) -> dict[str, Engine]:
+    """The first engine and those that compute the same; `what` names it.
+
+    A library that computes something else or fails is appended to `left_out` with the reason.
+    Raises ValueError where a backend of ours computes something else: that must not go unnoticed.
+    """
+    (first, reference), *others = engines.items()
+    expected = compute(reference).float()
+    agreeing = {first: reference}
+    for name, engine in others:
+        try:
+            difference = (compute(engine) - expected).abs().max() / expected.abs().max()
+        except Exception as error:  # whatever a library may raise
+            if name not in LIBRARIES:
+                raise
+            left_out.append(f"{name}: {type(error).__name__}: {error}")
+            continue
+        if difference <= device.tolerance:
+            agreeing[name] = engine
+            continue
+        reason = (
+            f"{name}: expected the {what} of {first}, got a difference of {difference:.2g} of the "
+            "largest"
+        )
+        if name not in LIBRARIES:
+            raise ValueError(reason)
+        left_out.append(reason)
+    return agreeing
 
 
 def _library(name: str) -> Library:

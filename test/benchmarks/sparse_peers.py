@@ -210,13 +210,22 @@ class Spconv:
         return first.replace_feature(torch.cat([first.features, second.features], 1))
 
     def state(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Kernels (K³, C, D), x fastest -> (D, K, K, K, C), x first."""
+        """Kernels (K³, C, D), x fastest -> (D, K, K, K, C), x first.
+
+        Those of size 1³ (C, D) keep their order in memory: spconv reads a weight (D, 1, 1, 1, C) as
+        (C, D) without transposing it.
+        """
         converted = {}
         for name, value in state.items():
             if name.endswith(".kernel"):
-                size = 1 if value.ndim == 2 else round(len(value) ** (1 / 3))
-                kernel = value.reshape(size, size, size, *value.shape[-2:])
-                converted[name.removesuffix("kernel") + "weight"] = kernel.permute(4, 2, 1, 0, 3)
+                inputs, outputs = value.shape[-2:]
+                if value.ndim == 2:
+                    weight = value.reshape(outputs, 1, 1, 1, inputs)
+                else:
+                    size = round(len(value) ** (1 / 3))
+                    kernel = value.reshape(size, size, size, inputs, outputs)
+                    weight = kernel.permute(4, 2, 1, 0, 3)
+                converted[name.removesuffix("kernel") + "weight"] = weight
             else:
                 converted[name] = value.flatten() if name.endswith("final.bias") else value
         return converted
