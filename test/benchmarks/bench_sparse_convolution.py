@@ -37,8 +37,8 @@ from benchmarks.sparse_engines import (
 )
 from unscene_ros.models.backends import Epilogue
 from unscene_ros.models.backends.torch_backend import TorchBackend
-from unscene_ros.models.sparse_convolution import convolve
 from unscene_ros.models.kernel_map import KernelMap
+from unscene_ros.models.sparse_convolution import convolve
 from unscene_ros.models.sparse_tensor import Level, SparseTensor, sparse_tensor
 from unscene_ros.models.sparse_unet import SparseUNet
 from unscene_ros.scene import InputError
