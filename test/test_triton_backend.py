@@ -251,7 +251,7 @@ def test_a_folder_that_cannot_be_written_is_told_once(tmp_path, caplog):
     choices = Choices(tmp_path / "file" / "triton.json", "1")
     for key in "ab":
         assert choices.choose(key, lambda: [CONFIG], lambda candidates: CONFIG) == CONFIG
-    assert len(caplog.records) == 1
+    assert [record.levelname for record in caplog.records].count("WARNING") == 1
 
 
 def test_the_cache_folder_can_be_moved(monkeypatch, tmp_path):
