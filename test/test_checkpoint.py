@@ -195,3 +195,11 @@ def test_networks_without_a_name_and_settings_beyond_json_are_refused(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         save_checkpoint(tmp_path / "x", SparseUNet(SMALL), {"voxel_size_m": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_of_a_training_that_diverged_is_refused(tmp_path):
+    network = SparseUNet(SparseUNetConfig("Res16UNet14A"))
+    network.bn0.bn.bias.data[3] = torch.inf
+    save_checkpoint(tmp_path / "a", network)
+    with pytest.raises(InputError, match=r"bn0\.bn\.bias: its training diverged"):
+        load_checkpoint(tmp_path / "a")

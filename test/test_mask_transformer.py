@@ -8,6 +8,7 @@ import torch
 from published_weights import decoder_shapes
 from sparse_voxels import random_voxels
 
+from unscene_ros.models import mask_transformer
 from unscene_ros.models.mask_transformer import (
     MaskTransformer,
     MaskTransformerConfig,
@@ -406,3 +407,10 @@ def test_maps_and_segments_that_do_not_fit_are_refused():
 def test_settings_that_do_not_fit_together_are_refused(changes, message):
     with pytest.raises(InputError, match=message):
         decoder(**changes)
+
+
+def test_positions_in_the_box_are_right_for_voxels_billions_apart():
+    coordinates = torch.tensor([[0, -2 * 10**9, 0, 0], [0, 0, 0, 0], [0, 2 * 10**9, 0, 0]])
+    root = sparse_tensor(coordinates, torch.zeros(3, 1)).level
+    in_box = mask_transformer._in_box(mask_transformer._cells(root, torch.float32))
+    torch.testing.assert_close(in_box[:, 0], torch.tensor([0, 0.5, 1]))

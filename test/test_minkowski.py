@@ -312,3 +312,11 @@ def test_a_file_that_is_cut_off_or_missing_is_refused(tmp_path):
         read_tensors(path)
     with pytest.raises(InputError, match="no such file"):
         read_tensors(tmp_path / "nowhere.pth")
+
+
+def test_weights_of_a_training_that_diverged_are_refused(tmp_path):
+    network = unet14a()
+    state = network.state_dict()
+    state["bn0.bn.weight"] = torch.full((32,), torch.nan)
+    with pytest.raises(InputError, match=r"bn0\.bn\.weight: not all finite numbers"):
+        import_weights(saved(tmp_path, state), network)

@@ -86,6 +86,27 @@ def test_backends_equal_torch_on_a_room(backend, operation, inputs, outputs):
         assert (ours - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_backends_equal_torch_beyond_all_their_blocks(backend):
+    """More rows than any block of either holds: a rough surface of 20,000 voxels."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.cartesian_prod(torch.arange(200), torch.arange(100)).T
+    z = torch.randint(-1, 2, x.shape, generator=generator)
+    coordinates = torch.stack([torch.zeros_like(x), x, y, z], 1)
+    features = torch.randn(len(x), 8, generator=generator, dtype=torch.float64)
+    weight = torch.randn(27, 8, 9, generator=generator, dtype=torch.float64)
+    results = {}
+    for name in ("torch", backend):
+        tensor = sparse_tensor(coordinates, features.clone().requires_grad_(), backend=name)
+        cells = weight.clone().requires_grad_()
+        output = convolve(tensor, cells).features
+        gradients = torch.autograd.grad(output.square().sum(), [tensor.features, cells])
+        rows = [tensor.level.neighbors(size).rows.double() for size in (3, 5)]
+        results[name] = output, *gradients, *rows
+    for ours, expected in zip(results[backend], results["torch"], strict=True):
+        assert (ours - expected).abs().max() <= 1e-11 * expected.abs().max()
+
+
 @every_backend
 @every_operation
 def test_a_fused_epilogue_equals_its_parts(backend, operation):
@@ -180,6 +201,41 @@ def test_a_wrong_channel_or_cell_count_is_an_error(shape):
         operation(random_voxels(), torch.randn(shape, dtype=torch.float64))
 
 
+@every_backend
+def test_what_is_not_a_number_stays_so(backend):
+    tensor, weight, _level = operands("3x3x3", backend, torch.float32)
+    with torch.no_grad():
+        weight[13] = torch.nan
+        assert convolve(tensor, weight, Epilogue(relu=True)).features.isnan().all()
+
+
+@every_backend
+@pytest.mark.parametrize("kernel", [(27, 5, 7), (5, 7)], ids=str)
+def test_a_network_elsewhere_or_of_another_type_is_an_error(backend, kernel):
+    tensor = random_voxels(backend=backend, dtype=torch.float32)
+    with pytest.raises(InputError, match=r"torch.float32 on cpu, got torch.float32 on meta"):
+        convolve(tensor, torch.empty(kernel, device="meta"))
+    with pytest.raises(InputError, match=r"torch.float32 on cpu, got torch.float64 on cpu"):
+        convolve(tensor, torch.empty(kernel, dtype=torch.float64))
+
+
+@every_backend
+@pytest.mark.parametrize("kernel", [(27, 5, 7), (5, 7)], ids=str)
+@pytest.mark.parametrize(
+    "epilogue",
+    [
+        Epilogue(scale=torch.ones(1)),
+        Epilogue(shift=torch.ones(7, 1)),
+        Epilogue(residual=torch.ones(3, 7)),
+        Epilogue(scale=torch.ones(7, device="meta")),
+    ],
+)
+def test_an_epilogue_that_does_not_fit_is_an_error(backend, kernel, epilogue):
+    tensor = random_voxels(backend=backend, dtype=torch.float32)
+    with pytest.raises(InputError, match=r"expected (a|the) (scale|shift|residual)"):
+        convolve(tensor, torch.ones(kernel), epilogue)
+
+
 def test_a_transposed_convolution_leads_to_the_level_it_came_from():
     one, other = random_voxels(seed=1), random_voxels(seed=2)
     coarse = pool_down(one, "mean")
@@ -221,6 +277,14 @@ def test_pooled_scenes_have_one_row_each_and_empty_scenes_zeros(mode):
     pooled = pool_scenes(sparse_tensor(coordinates, features, scenes=4), mode)
     last = [-3.0, 3.0] if mode == "mean" else [-2.0, 4.0]
     assert pooled.tolist() == [[-1, 1], [0, 0], last, [0, 0]]
+
+
+def test_half_precision_is_pooled_in_single():
+    tensor = sparse_tensor(torch.zeros(5000, 4).int(), torch.ones(5000, 1, dtype=torch.bfloat16))
+    assert tensor.features.tolist() == [[1]]
+    column = torch.arange(3000)[:, None] * torch.tensor([0, 1, 0, 0])
+    ones = sparse_tensor(column, torch.ones(3000, 1, dtype=torch.float16))
+    assert pool_scenes(ones, "mean").tolist() == [[1]]
 
 
 def test_autocast_computes_in_half_precision():

@@ -157,6 +157,7 @@ def test_far_voxels_fit_and_a_scene_too_large_says_so():
         (torch.zeros(1, 4).int(), torch.tensor([[0, torch.nan]]), "finite numbers.* in row 0"),
         (torch.zeros(1, 4).int(), torch.tensor([[torch.inf]]), "expected finite numbers"),
         (torch.tensor([[-1, 0, 0, 0]]), torch.zeros(1, 3), "batch numbers from 0.* got -1"),
+        (torch.tensor([[2**32, 0, 0, 0]]), torch.zeros(1, 3), "numbers from 0 to 65535, got"),
         (torch.tensor([[0, 2**33, 0, 0]]), torch.zeros(1, 3), "move the origin"),
         (torch.tensor([[0, 2**62, 0, 0]]), torch.zeros(1, 3), "move the origin"),
     ],

@@ -226,3 +226,9 @@ def test_interpolation_between_unrelated_levels_is_refused():
     coarse, _ = first.level.coarser
     with pytest.raises(InputError, match="interpolate: expected a level below"):
         interpolate(SparseTensor(torch.zeros(len(coarse), 2), coarse), second.level)
+
+
+@pytest.mark.parametrize("setting", [{"output_channels": -1}, {"input_channels": 0}])
+def test_channels_that_cannot_be_are_an_error(setting):
+    with pytest.raises(InputError, match="at least 1 channel"):
+        SparseUNet(SparseUNetConfig("Res16UNet14A", **setting))

@@ -194,7 +194,7 @@ def test_features_of_more_than_2_31_numbers_are_addressed():
 def test_each_shape_is_measured_once_for_all_processes(monkeypatch, tmp_path):
     measured = []
 
-    def measure(candidates, run):
+    def measure(candidates, run, device):
         measured.append(len(candidates))
         run(candidates[0])
         return candidates[0]

@@ -114,6 +114,12 @@ def load_checkpoint(path: Path, expected: type[nn.Module] | None = None) -> Chec
     differences = _differences(network.state_dict(), tensors)
     if differences:
         raise InputError(f"{path}: the tensors are not those of its {name}: {differences}")
+    diverged = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if diverged:
+        raise InputError(
+            f"{path}: expected finite numbers, got others in {_listed(diverged)}: its training "
+            "diverged, take an earlier checkpoint"
+        )
     network.load_state_dict(tensors)
     return Checkpoint(network.eval(), header["settings"], header["provenance"])
 

@@ -64,7 +64,7 @@ class Dgcnn(nn.Module):
                 f"Dgcnn: expected {self.config.input_channels} channels per voxel, "
                 f"got {features.shape[1]}"
             )
-        xyz = level.coordinates[:, 1:]
+        xyz = level.coordinates[:, 1:].long()
         places = (xyz - xyz.new_tensor(level.layout.minimum)).to(features.dtype)
         of_edges = []
         for edges in self.edges:

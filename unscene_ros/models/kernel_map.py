@@ -6,8 +6,7 @@ layout of MinkowskiEngine (Choy et al., "4D spatio-temporal ConvNets", CVPR 2019
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
@@ -52,22 +51,26 @@ class KernelMap:
     opposite_rows: Tensor | None
     source: Cells
     target: Cells
+    # Shared by both directions: what was cut, by its rows.
+    _blocks: dict[int, list[Block]] = field(default_factory=dict)
 
     @property
     def opposite(self) -> KernelMap:
         """From target to source: the way of gradients and of transposed convolutions."""
         if self.opposite_rows is None:
             return self
-        return KernelMap(self.opposite_rows, self.rows, self.target, self.source)
+        return KernelMap(self.opposite_rows, self.rows, self.target, self.source, self._blocks)
 
-    @cached_property
+    @property
     def blocks(self) -> list[Block]:
         """The pairs, block by block of target rows; on the processor a block stays in its cache."""
-        size = ROWS_OF_BLOCK if self.rows.device.type == "cpu" else max(len(self.rows), 1)
-        return [
-            Block(slice(first, first + size), _pairs(rows))
-            for first, rows in zip(count(0, size), self.rows.split(size))
-        ]
+        if id(self.rows) not in self._blocks:
+            size = ROWS_OF_BLOCK if self.rows.device.type == "cpu" else max(len(self.rows), 1)
+            self._blocks[id(self.rows)] = [
+                Block(slice(first, first + size), _pairs(rows))
+                for first, rows in zip(count(0, size), self.rows.split(size))
+            ]
+        return self._blocks[id(self.rows)]
 
 
 def _pairs(rows: Tensor) -> list[tuple[Tensor, Tensor]]:

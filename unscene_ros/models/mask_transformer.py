@@ -225,7 +225,7 @@ def to_instances(
 
 def _cells(root: Level, dtype: torch.dtype) -> SparseTensor:
     """The coordinates of the voxels as features, counted from the batch's smallest ones."""
-    xyz = root.coordinates[:, 1:]
+    xyz = root.coordinates[:, 1:].long()
     return SparseTensor((xyz - xyz.new_tensor(root.layout.minimum)).to(dtype), root)
 
 
@@ -249,10 +249,11 @@ def _check_settings(channels: Sequence[int], config: MaskTransformerConfig) -> N
             f"mask transformer: expected sampled_voxels for the {len(channels) - 1} maps "
             f"before the finest, got {config.sampled_voxels}"
         )
-    if min(config.classes, config.queries, config.heads, *config.sampled_voxels) < 1:
+    counts = (config.classes, config.queries, config.width, config.heads, config.feedforward_width)
+    if min(*counts, *config.sampled_voxels) < 1:
         raise InputError(
-            f"mask transformer: expected at least one class, query, head and sampled voxel, "
-            f"got {config}"
+            f"mask transformer: expected at least one class, query, head, channel and sampled "
+            f"voxel, got {config}"
         )
     if config.width % config.heads or config.width % 2:
         raise InputError(

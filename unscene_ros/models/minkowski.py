@@ -183,6 +183,8 @@ def _fitting(
             not_filled[name] = "not in the file"
         elif _sides(source) != _sides(target):
             not_filled[name] = f"{tuple(source.shape)} in the file, {tuple(target.shape)} wanted"
+        elif not source.isfinite().all():
+            not_filled[name] = "not all finite numbers"
         else:
             source = source.reshape(target.shape)
             filling[ours] = source.mT if transposed else source

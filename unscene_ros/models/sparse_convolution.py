@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from unscene_ros.models.backends import Backend, Epilogue
 from unscene_ros.models.kernel_map import KernelMap
-from unscene_ros.models.sparse_tensor import Level, SparseTensor
+from unscene_ros.models.sparse_tensor import Level, SparseTensor, reduce_runs
 from unscene_ros.scene import InputError
 
 
@@ -96,7 +96,7 @@ def unpool(tensor: SparseTensor, level: Level) -> SparseTensor:
 def pool_scenes(tensor: SparseTensor, mode: Literal["mean", "max"]) -> Tensor:
     """(B, C): one row per scene; an empty scene has zeros."""
     lengths = torch.tensor(tensor.level.scene_sizes, device=tensor.features.device)
-    pooled = torch.segment_reduce(tensor.features, mode, lengths=lengths, axis=0)
+    pooled = reduce_runs(tensor.features, mode, lengths)
     return pooled.masked_fill(lengths[:, None] == 0, 0)
 
 
@@ -114,27 +114,20 @@ def _apply(
     tensor: SparseTensor, weight: Tensor, kernel_map: KernelMap, epilogue: Epilogue | None
 ) -> Tensor:
     features, weight = _same_type(tensor.features, weight)
-    cells, channels, _ = weight.shape
-    if (kernel_map.rows.shape[1], features.shape[1]) != (cells, channels):
-        raise InputError(
-            f"sparse convolution: expected {kernel_map.rows.shape[1]} cells and "
-            f"{features.shape[1]} input channels in the weight, got {tuple(weight.shape)}"
-        )
+    _check_shape("weight", weight, (kernel_map.rows.shape[1], features.shape[1], None))
     backend = tensor.level.backend
     if epilogue is not None:
+        _check_epilogue(epilogue, features, len(kernel_map.target), weight.shape[2])
         return backend.convolve(features.contiguous(), weight, kernel_map, epilogue)
     return _Convolve.apply(features.contiguous(), weight, kernel_map, backend)
 
 
 def _multiply(features: Tensor, weight: Tensor, epilogue: Epilogue | None) -> Tensor:
     features, weight = _same_type(features, weight)
-    if features.shape[1] != weight.shape[0]:
-        raise InputError(
-            f"sparse convolution: expected {features.shape[1]} input channels in the weight, got "
-            f"{tuple(weight.shape)}"
-        )
+    _check_shape("weight", weight, (features.shape[1], None))
     if epilogue is None:
         return features @ weight
+    _check_epilogue(epilogue, features, len(features), weight.shape[1])
     scale, shift, residual, relu = epilogue
     output = features @ (weight if scale is None else weight * scale)
     for addend in (shift, residual):
@@ -147,5 +140,34 @@ def _same_type(features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     device = features.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-        return features.to(dtype), weight.to(dtype)
+        features, weight = features.to(dtype), weight.to(dtype)
+    if (features.dtype, features.device) != (weight.dtype, weight.device):
+        raise InputError(
+            f"sparse convolution: expected a network of the features' {features.dtype} on "
+            f"{features.device}, got {weight.dtype} on {weight.device}: move or convert one of them"
+        )
     return features, weight
+
+
+def _check_epilogue(epilogue: Epilogue, features: Tensor, rows: int, columns: int) -> None:
+    shapes = {"scale": (columns,), "shift": (columns,), "residual": (rows, columns)}
+    for name, shape in shapes.items():
+        tensor = getattr(epilogue, name)
+        if tensor is not None:
+            _check_shape(name, tensor, shape)
+            if tensor.device != features.device:
+                raise InputError(
+                    f"sparse convolution: expected the {name} on {features.device}, "
+                    f"got {tensor.device}"
+                )
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int | None, ...]) -> None:
+    fits = tensor.ndim == len(shape) and all(
+        want in (None, got) for want, got in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("channels" if size is None else str(size) for size in shape)
+        raise InputError(
+            f"sparse convolution: expected a {name} of shape ({wanted}), got {tuple(tensor.shape)}"
+        )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unscene_ros.models.backends import Epilogue
 from unscene_ros.models.sparse_convolution import convolve, convolve_down, convolve_up
 from unscene_ros.models.sparse_tensor import Level, SparseTensor
+from unscene_ros.scene import InputError
 
 
 class Convolution(nn.Module):
@@ -24,12 +25,18 @@ class Convolution(nn.Module):
         if stride not in (1, 2) or (stride == 2) != (kernel_size == 2):
             raise ValueError(f"kernel size {kernel_size} with stride {stride} is not implemented")
         self.down = stride == 2
+        if min(inputs, outputs) < 1:
+            raise InputError(
+                f"convolution: expected at least 1 channel in and out, got {inputs} and {outputs}"
+            )
         shape = (inputs, outputs) if kernel_size == 1 else (kernel_size**3, inputs, outputs)
         self.kernel = nn.Parameter(_initial_kernel(shape, kernel_size**3 * outputs))
         self.bias = nn.Parameter(torch.zeros(1, outputs)) if bias else None
 
     def forward(self, tensor: SparseTensor, epilogue: Epilogue | None = None) -> SparseTensor:
         """epilogue: what follows, for convolutions without bias and without gradients."""
+        if self.bias is not None and epilogue is not None:
+            raise ValueError("a convolution with bias takes no epilogue")
         output = (convolve_down if self.down else convolve)(tensor, self.kernel, epilogue)
         return output if self.bias is None else output.with_features(output.features + self.bias)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from unscene_ros.scene import InputError, Voxels
 # Cells kept free around the voxels of a scene, so that no kernel reaches into another column.
 HALO = 3
 WIDEST_KERNEL = 2 * HALO + 1
+MOST_SCENES = 2**16  # of a batch
 
 
 @dataclass(frozen=True)
@@ -187,10 +189,11 @@ def sparse_tensor(
         low = high = [0, 0, 0, 0]
     else:
         low, high = (bound.tolist() for bound in torch.aminmax(coordinates, dim=0))
-    if low[0] < 0 or (scenes is not None and high[0] >= max(scenes, 1)):
+    most = MOST_SCENES if scenes is None else min(max(scenes, 1), MOST_SCENES)
+    if low[0] < 0 or high[0] >= most:
         raise InputError(
-            f"sparse_tensor.coordinates: expected batch numbers from 0 to "
-            f"{'the last scene' if scenes is None else scenes - 1}, got {low[0]} to {high[0]}"
+            f"sparse_tensor.coordinates: expected batch numbers from 0 to {most - 1}, got "
+            f"{low[0]} to {high[0]}"
         )
     if min(low[1:]) < -(2**31) + 2**16 or max(high[1:]) >= 2**31 - 2**16:
         raise InputError(
@@ -212,9 +215,15 @@ def sparse_tensor(
 
     features = features[order]
     if len(keys) < len(order):
-        features = torch.segment_reduce(features, "mean", lengths=counts, axis=0)
+        features = reduce_runs(features, "mean", counts)
     chosen = choose_backend(backend, features.device)
     return SparseTensor(features, Level(Cells(cells, 1), keys, layout, row_of_point, chosen))
+
+
+def reduce_runs(rows: Tensor, mode: Literal["mean", "max"], lengths: Tensor) -> Tensor:
+    """(R, C) for runs of consecutive rows (N, C); the sums of half precision are kept in single."""
+    wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    return torch.segment_reduce(wide, mode, lengths=lengths, axis=0).to(rows.dtype)
 
 
 def batch_voxels(

@@ -84,17 +84,17 @@ def choose_backend(name: BackendName, device: torch.device) -> Backend:
 
 @cache  # so that the choice is told once
 def _choose(name: BackendName, device: str) -> Backend:
-    if name != "auto":
-        return _load(name, device)
-    for candidate in ("triton",) if device == "cuda" else ("native",):
-        try:
-            backend = _load(candidate, device)
-        except InputError as error:
-            log.warning("%s; going on with the torch backend", error)
-        else:
-            log.info("sparse convolutions: %s backend", candidate)
-            return backend
-    return _load("torch", device)
+    backend = _fastest(device) if name == "auto" else _load(name, device)
+    log.info("sparse convolutions: %s backend on %s", backend.name, device)
+    return backend
+
+
+def _fastest(device: str) -> Backend:
+    try:
+        return _load("triton" if device == "cuda" else "native", device)
+    except InputError as error:
+        log.warning("%s; going on with the torch backend", error)
+        return _load("torch", device)
 
 
 def _load(name: str, device: str) -> Backend:

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from unscene_ros.models.backends import Epilogue
+from unscene_ros.models.backends import Epilogue, choose_backend
 from unscene_ros.models.backends.torch_backend import neighbor_rows
 from unscene_ros.scene import InputError
 
@@ -41,9 +41,12 @@ class MinkowskiBackend:
                 f"{device}: build it there or choose another backend"
             )
         self._engine = MinkowskiEngine
-        self._on_cuda = device == "cuda"
+        self._device = device
         # By the finer level of a kernel map. MinkowskiEngine finds its own kernel maps.
         self._levels: WeakKeyDictionary[Cells, _Levels] = WeakKeyDictionary()
+
+    def __reduce__(self) -> tuple:
+        return choose_backend, (self.name, torch.device(self._device))
 
     def neighbor_rows(self, keys: Tensor, extent: tuple[int, int, int], kernel_size: int) -> Tensor:
         return neighbor_rows(keys, extent, kernel_size)
@@ -114,7 +117,7 @@ class MinkowskiBackend:
             place = self._engine.CoordinateMapType
             self._levels[finer] = _Levels(
                 self._engine.CoordinateManager(
-                    D=3, coordinate_map_type=place.CUDA if self._on_cuda else place.CPU
+                    D=3, coordinate_map_type=place.CUDA if self._device == "cuda" else place.CPU
                 )
             )
         return self._levels[finer]

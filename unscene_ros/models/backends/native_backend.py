@@ -1,6 +1,8 @@
 """Sparse convolution on the processor by native_kernel.c, a C library without ties to PyTorch.
 
 AVX-512, AVX2 or the vectors of every processor are chosen when it runs; as many threads as PyTorch.
+A forked process must call torch.set_num_threads(1) first, as DataLoader workers do, or be spawned:
+OpenMP, which PyTorch uses too, does not survive a fork with its threads.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from unscene_ros.models.backends import Epilogue
+from unscene_ros.models.backends import Epilogue, choose_backend
 from unscene_ros.scene import InputError
 
 if TYPE_CHECKING:
@@ -55,6 +57,9 @@ class NativeBackend:
         if device != "cpu":
             raise InputError(f"native backend: expected the device cpu, got {device}")
         self._library = _load_library()
+
+    def __reduce__(self) -> tuple:
+        return choose_backend, (self.name, torch.device("cpu"))
 
     def neighbor_rows(self, keys: Tensor, extent: tuple[int, int, int], kernel_size: int) -> Tensor:
         _, y_extent, z_extent = extent
@@ -119,7 +124,8 @@ def _full_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _load_library() -> ctypes.CDLL:
-    paths = sorted(Path(__file__).parent.glob("native_kernel*.so"))
+    libraries = Path(__file__).parent.glob("native_kernel*.so")
+    paths = sorted(libraries, key=lambda path: path.stat().st_mtime)
     if not paths:
         raise InputError(
             "native backend: its library is not built: for several times the speed, install a C "
@@ -127,7 +133,11 @@ def _load_library() -> ctypes.CDLL:
         )
     try:
         library = ctypes.CDLL(str(paths[-1]))
-    except OSError as error:
+        library.unscene_struct_bytes.restype = c_int64
+        expected = sum(map(ctypes.sizeof, (_Convolution, _WeightGradient)))
+        if library.unscene_struct_bytes() != expected:
+            raise OSError("it was built from other sources")
+    except (OSError, AttributeError) as error:
         raise InputError(
             f"native backend: {paths[-1].name} does not load ({error}): run `pip install .` again"
         ) from None

@@ -102,7 +102,7 @@ TARGET static void NAME(convolve)(const Convolution *c, ptrdiff_t first, ptrdiff
         if (residual)
             for (ptrdiff_t j = from; j < to; j++) y[j] += residual[row * c->outputs + j];
         if (c->relu)
-            for (ptrdiff_t j = from; j < to; j++) y[j] = y[j] > 0 ? y[j] : 0;
+            for (ptrdiff_t j = from; j < to; j++) y[j] = y[j] < 0 ? 0 : y[j]; /* NaN stays */
     }
 }
 

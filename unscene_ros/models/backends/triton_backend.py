@@ -3,7 +3,7 @@
 The values are tested in Triton's interpreter, on the processor, and the kernels are compiled for
 several GPUs; their speed on a GPU has not been measured yet.
 
-float32 is multiplied as torch.backends.cuda.matmul.allow_tf32 says. The first convolution of each
+float32 is multiplied as torch.backends.cuda.matmul says. The first convolution of each
 shape measures which configuration is fastest, see `triton_tuning`.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from unscene_ros.models.backends import Epilogue
+from unscene_ros.models.backends import Epilogue, choose_backend
 from unscene_ros.models.backends.torch_backend import TorchBackend, neighbor_rows
 from unscene_ros.models.backends.triton_tiles import cut_chunks, cut_tiles, list_pairs
 from unscene_ros.models.backends.triton_tuning import (
@@ -55,11 +55,15 @@ class TritonBackend:
                 f"triton backend: expected features on a CUDA device, got {device}: move them "
                 "there or use another backend"
             )
+        self._device = device
         self._kernels = triton_kernels
         self._torch = TorchBackend()
         self._choices = Choices(cache_path(), triton_kernels.VERSION)
         # Work cut from the rows of kernel maps, forgotten with them.
         self._made = WeakTensorKeyDictionary()
+
+    def __reduce__(self) -> tuple:
+        return choose_backend, (self.name, torch.device(self._device))
 
     def neighbor_rows(self, keys: Tensor, extent: tuple[int, int, int], kernel_size: int) -> Tensor:
         return neighbor_rows(keys, extent, kernel_size)
@@ -128,7 +132,7 @@ class TritonBackend:
         return self._choices.choose(
             f"{name}: {key}",
             partial(candidates, processors),
-            lambda possible: fastest(possible, run),
+            lambda possible: fastest(possible, run, device),
         )
 
     def _once(self, rows: Tensor, name: str, make: Callable[[], T]) -> T:
@@ -141,7 +145,12 @@ class TritonBackend:
 
 def _precision(dtype: torch.dtype) -> str:
     """How Triton multiplies float32; for the other types there is one way."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    products = torch.backends.cuda.matmul
+    if hasattr(products, "fp32_precision"):  # since PyTorch 2.9, which refuses to mix both settings
+        allowed = products.fp32_precision == "tf32"
+    else:
+        allowed = products.allow_tf32
+    return "tf32" if dtype == torch.float32 and allowed else "ieee"
 
 
 @cache

@@ -32,7 +32,7 @@ def _finish(sums, targets, columns, output, scale, shift, residual, D, RELU: tl.
     if residual is not None:
         sums += tl.load(residual + places, mask=exists, other=0).to(tl.float32)
     if RELU:
-        sums = tl.maximum(sums, 0.0)
+        sums = tl.where(sums < 0, 0.0, sums)  # NaN stays
     tl.store(output + places, sums.to(output.dtype.element_ty), mask=exists)
 
 

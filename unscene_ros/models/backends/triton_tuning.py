@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 log = logging.getLogger(__name__)
 
 
@@ -72,7 +74,9 @@ def weight_gradient_candidates(
     return list(dict.fromkeys(candidates))
 
 
-def fastest(candidates: Iterable[Config], run: Callable[[Config], object]) -> Config:
+def fastest(
+    candidates: Iterable[Config], run: Callable[[Config], object], device: torch.device
+) -> Config:
     """The candidate whose median of some runs is shortest; those too large are passed over."""
     from triton.runtime.errors import OutOfResources, PTXASError
     from triton.testing import do_bench
@@ -80,10 +84,11 @@ def fastest(candidates: Iterable[Config], run: Callable[[Config], object]) -> Co
     milliseconds: dict[Config, float] = {}
     for config in candidates:
         try:
-            milliseconds[config] = do_bench(
-                lambda config=config: run(config), warmup=5, rep=20, return_mode="median"
-            )
-        except (OutOfResources, PTXASError) as error:
+            with torch.cuda.device(device):
+                milliseconds[config] = do_bench(
+                    lambda config=config: run(config), warmup=5, rep=20, return_mode="median"
+                )
+        except (OutOfResources, PTXASError, torch.OutOfMemoryError) as error:
             log.debug("%s: %s", config, error)
     if not milliseconds:
         raise RuntimeError("no configuration of the Triton kernels fits this GPU")
