@@ -73,9 +73,9 @@ def without_library(monkeypatch, tmp_path):
 def test_without_the_library_torch_takes_over_and_says_once_how_to_get_it(without_library, caplog):
     with caplog.at_level(logging.INFO, "unscene_ros"):
         outputs = [convolve(random_voxels(backend="auto"), weight).features for weight in _two()]
+    warning, choice = (record.getMessage() for record in caplog.records)
     expected = [convolve(random_voxels(backend="torch"), weight).features for weight in _two()]
     assert all(torch.equal(a, b) for a, b in zip(outputs, expected, strict=True))
-    warning, choice = (record.getMessage() for record in caplog.records)
     assert "install a C compiler and run `pip install .` again" in warning
     assert choice == "sparse convolutions: torch backend on cpu"
     with pytest.raises(InputError, match="is not built"):
