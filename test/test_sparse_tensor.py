@@ -88,6 +88,18 @@ def test_maps_are_made_once():
     assert level.coarser[0] is level.coarser[0]
 
 
+def test_both_directions_of_a_map_are_cut_into_blocks_once():
+    _, down = random_voxels().level.coarser
+    assert down.blocks is down.opposite.opposite.blocks
+    assert down.opposite.blocks is down.opposite.blocks
+    for kernel_map in (down, down.opposite):
+        rows = torch.full_like(kernel_map.rows, -1)
+        for block in kernel_map.blocks:
+            for cell, (targets, sources) in enumerate(block.pairs):
+                rows[block.targets][targets, cell] = sources
+        assert torch.equal(rows, kernel_map.rows)
+
+
 def test_points_of_a_coarser_level_are_those_of_the_root():
     tensor = random_voxels()
     coarser = tensor.level.coarser[0].coarser[0]

@@ -51,26 +51,30 @@ class KernelMap:
     opposite_rows: Tensor | None
     source: Cells
     target: Cells
-    # Shared by both directions: what was cut, by its rows.
-    _blocks: dict[int, list[Block]] = field(default_factory=dict)
+    _turned: bool = False  # made by `opposite`
+    # Shared by both directions: the blocks of each.
+    _blocks: dict[bool, list[Block]] = field(default_factory=dict)
 
     @property
     def opposite(self) -> KernelMap:
         """From target to source: the way of gradients and of transposed convolutions."""
         if self.opposite_rows is None:
             return self
-        return KernelMap(self.opposite_rows, self.rows, self.target, self.source, self._blocks)
+        turned = not self._turned
+        return KernelMap(
+            self.opposite_rows, self.rows, self.target, self.source, turned, self._blocks
+        )
 
     @property
     def blocks(self) -> list[Block]:
         """The pairs, block by block of target rows; on the processor a block stays in its cache."""
-        if id(self.rows) not in self._blocks:
+        if self._turned not in self._blocks:
             size = ROWS_OF_BLOCK if self.rows.device.type == "cpu" else max(len(self.rows), 1)
-            self._blocks[id(self.rows)] = [
+            self._blocks[self._turned] = [
                 Block(slice(first, first + size), _pairs(rows))
                 for first, rows in zip(count(0, size), self.rows.split(size))
             ]
-        return self._blocks[id(self.rows)]
+        return self._blocks[self._turned]
 
 
 def _pairs(rows: Tensor) -> list[tuple[Tensor, Tensor]]:
