@@ -57,9 +57,13 @@ class ScanFolder:
             f"{len(self._poses)} poses"
         )
 
-    def frames(self, drops: Drops) -> Iterator[Frame]:
-        """The frames in the order of their numbers; what cannot be used is counted in `drops`."""
-        for index, number in enumerate(self._numbers):
+    def frames(self, drops: Drops, every: int = 1) -> Iterator[Frame]:
+        """The frames in the order of their numbers; what cannot be used is counted in `drops`.
+
+        every: only each that many-th picture is looked at.
+        """
+        for index in range(0, len(self._numbers), every):
+            number = self._numbers[index]
             pose = self._poses.get(number)
             if number not in self._color_paths:
                 drops.add("no colour partner", f"{self._path}: no colour with number {number}")
