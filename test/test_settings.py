@@ -42,6 +42,45 @@ def test_nested_difference_changes_only_its_field():
     assert config == PipelineConfig(fusion=FusionConfig(voxel_size_m=0.02))
 
 
+@dataclass(frozen=True, slots=True)
+class RobotConfig:
+    """Its defaults differ from those of the sections' own classes."""
+
+    fine: PipelineConfig = field(
+        default_factory=lambda: PipelineConfig(FusionConfig(voxel_size_m=0.01, colored=False))
+    )
+    wide: FusionConfig = FusionConfig(block_count=7)
+
+
+def test_a_section_set_in_part_keeps_the_default_of_its_parent():
+    config = from_dict(RobotConfig, {"fine": {"fusion": {"block_count": 3}}, "wide": {}})
+    assert config.fine.fusion == FusionConfig(voxel_size_m=0.01, block_count=3, colored=False)
+    assert config.wide == FusionConfig(block_count=7)
+
+
+def test_values_differ_from_a_base_where_one_is_given():
+    base = PipelineConfig(FusionConfig(voxel_size_m=0.1, scales=(3.0,)), name="hall")
+    config = from_dict(PipelineConfig, {"fusion": {"scales": [1, 2]}}, base=base)
+    assert config == PipelineConfig(FusionConfig(voxel_size_m=0.1, scales=(1.0, 2.0)), name="hall")
+    assert from_dict(PipelineConfig, {}, base=base) == base
+    assert from_dict(PipelineConfig, {"name": "attic"}, base=base).fusion == base.fusion
+
+
+def test_a_wrong_value_over_a_base_is_refused_with_its_path():
+    with pytest.raises(InputError, match=r"setting 'robot.fusion.colored': expected bool"):
+        from_dict(PipelineConfig, {"fusion": {"colored": 1}}, "robot", PipelineConfig())
+
+
+@dataclass(frozen=True, slots=True)
+class CarConfig:
+    fusion: FusionConfig  # must be set
+
+
+def test_a_section_without_a_default_starts_from_its_class():
+    config = from_dict(CarConfig, {"fusion": {"block_count": 3}})
+    assert config == CarConfig(FusionConfig(block_count=3))
+
+
 def test_whole_number_serves_as_a_float_and_a_list_as_a_tuple():
     config = from_dict(FusionConfig, {"voxel_size_m": 1, "scales": [2, 1], "up": [0, 1, 0]})
     assert config.voxel_size_m == 1.0 and isinstance(config.voxel_size_m, float)

@@ -20,15 +20,22 @@ from unscene_ros.scene import InputError
 Config = TypeVar("Config")
 
 
-def from_dict(config_class: type[Config], values: dict[str, Any], section: str = "") -> Config:
-    """Fills a (nested) dataclass from differences to its defaults.
+def from_dict(
+    config_class: type[Config],
+    values: dict[str, Any],
+    section: str = "",
+    base: Config | None = None,
+) -> Config:
+    """Fills a (nested) dataclass from differences to `base`, or else to its defaults.
 
-    Raises InputError for an unknown key (naming the nearest one) or a value of a wrong type.
+    A section that is set in part keeps what it has in `base` or in the default of its parent, which
+    may differ from the defaults of the section's own class. Raises InputError for an unknown key
+    (naming the nearest one) or a value of a wrong type.
     """
     if not isinstance(values, dict):
         raise InputError(f"setting '{section}': expected a section of keys, got {values!r}")
     types = typing.get_type_hints(config_class)
-    known = {field.name for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    known = {field.name: field for field in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     filled = {}
     for key, value in values.items():
         path = f"{section}.{key}" if section else str(key)
@@ -37,8 +44,19 @@ def from_dict(config_class: type[Config], values: dict[str, Any], section: str =
             prefix = f"{section}." if section else ""
             hint = f", did you mean '{prefix}{near[0]}'?" if near else ""
             raise InputError(f"unknown setting '{path}'{hint}")
-        filled[key] = _typed(types[key], value, path)
-    return config_class(**filled)
+        if dataclasses.is_dataclass(types[key]):
+            present = _default(known[key]) if base is None else getattr(base, key)
+            filled[key] = from_dict(types[key], value, path, present)
+        else:
+            filled[key] = _typed(types[key], value, path)
+    return config_class(**filled) if base is None else dataclasses.replace(base, **filled)  # type: ignore[type-var]
+
+
+def _default(field: dataclasses.Field) -> Any:
+    """What a field has when nobody sets it; None for a field that must be set."""
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 def _typed(wanted: Any, value: Any, path: str) -> Any:
