@@ -15,6 +15,8 @@ from unscene_ros.pipeline import build_mesh
 from unscene_ros.scene import InputError
 from unscene_ros.settings import from_assignments, from_dict, to_dict
 
+STEP = "fuse"
+
 
 def fused_identity(scan: Scan, config: FusionConfig) -> Identity:
     """Of the mesh; the frames are known by their poses and by the sizes of their depth pictures."""
@@ -27,13 +29,16 @@ def fused_identity(scan: Scan, config: FusionConfig) -> Identity:
     frames = Identity(
         "frames", {}, poses | {f"depth/{name}": size for name, size in depths.items()}
     )
-    return Identity("fuse", to_dict(config), {"frames": frames.hash})
+    return Identity(STEP, to_dict(config), {"frames": frames.hash})
 
 
 def fuse_scan(scan: Scan, config: FusionConfig) -> None:
-    """Writes the scan's mesh unless it is there; raises InputError when there is no surface."""
+    """Writes the scan's mesh unless it is there; raises InputError when there is no surface.
+
+    A mesh that came with the scan, as ScanNet's do, stays.
+    """
     identity = fused_identity(scan, config)
-    if scan.is_from(identity):
+    if scan.is_from(identity) or scan.about().get("step", STEP) != STEP:
         return
     mesh = build_mesh(scan.frames(), config)
     if not len(mesh.vertices):
@@ -55,7 +60,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = from_dict(FusionConfig, from_assignments(options.set))
         library = Library(options.library)
-        # A mesh that came with the scan, as ScanNet's do, stays.
         scans = [library.scan(name) for name in library.names(options.split)]
         items = [(scan.name, scan) for scan in scans if scan.has_frames()]
         work = partial(fuse_scan, config=config)

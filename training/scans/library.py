@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,13 +118,17 @@ class Scan:
         with whole_file(self.folder / ABOUT_FILE) as file:
             file.write((identity.to_json() + "\n").encode())
 
-    def is_from(self, identity: Identity) -> bool:
-        """Whether the surface is there, made in this very way."""
+    def about(self) -> dict[str, Any]:
+        """The identity of the surface as plain values; empty when there is no whole one."""
         try:
             about = json.loads((self.folder / ABOUT_FILE).read_text())
         except (OSError, ValueError):
-            return False
-        return self.mesh_path.exists() and about == json.loads(identity.to_json())
+            return {}
+        return about if self.mesh_path.exists() and isinstance(about, dict) else {}
+
+    def is_from(self, identity: Identity) -> bool:
+        """Whether the surface is there, made in this very way."""
+        return self.about() == json.loads(identity.to_json())
 
     def has_frames(self) -> bool:
         """Whether there are pictures at all."""
