@@ -74,6 +74,22 @@ def test_a_complete_graph_is_not_cut():
     assert cut_graph(np.ones((200, 200), np.float32), CONFIG) is None
 
 
+@pytest.mark.parametrize("count", [3, 19, 200])
+def test_a_graph_without_edges_is_not_cut(count):
+    assert cut_graph(np.eye(count, dtype=np.float32), CONFIG) is None
+    assert cut_graph(scipy.sparse.eye_array(count, format="csr", dtype=np.float32), CONFIG) is None
+
+
+@pytest.mark.parametrize("solver", ["lanczos", "dense"])
+def test_many_blocks_that_are_alike_are_cut_at_no_cost(solver):
+    # 19 equal eigenvalues; the two edges keep it from being a graph without edges.
+    edges = np.eye(20, dtype=np.float32)
+    edges[0, 1] = edges[1, 0] = 1
+    cut = cut_graph(scipy.sparse.csr_array(edges), NormalizedCutConfig(solver=solver))
+    assert cut.cost < 1e-3
+    assert cut.foreground[0] == cut.foreground[1]
+
+
 def test_masked_cuts_find_each_block_once_and_never_a_deleted_node_again():
     edges, label = block_graph((60, 80, 100, 40), between=0.002, seed=3)
     neighbors = chain(len(label))

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import scipy.linalg
 import scipy.sparse
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
@@ -122,7 +121,7 @@ def _subgraph(edges: Graph, nodes: np.ndarray):
 def _is_complete(edges: Graph) -> bool:
     """Whether every pair has the same weight: any bipartition is then as good as any other."""
     if scipy.sparse.issparse(edges):
-        return edges.nnz == 0
+        return not edges.count_nonzero() - np.count_nonzero(edges.diagonal())
     off_diagonal = edges[0, 1]
     if edges[-1, 0] != off_diagonal:
         return False
@@ -170,6 +169,6 @@ def _solve_dense(edges: Graph, background: float):
     weights = background + (1 - background) * dense.astype(np.float64)
     scale = 1 / np.sqrt(weights.sum(axis=1))
     normalized = scale[:, None] * weights * scale
-    last = len(weights) - 1
-    values, vectors = scipy.linalg.eigh(normalized, subset_by_index=[last - 1, last - 1])
-    return float(1 - values[0]), vectors[:, 0] * scale
+    # All pairs, though one is wanted: asked for one of many equal values, LAPACK may return none.
+    values, vectors = np.linalg.eigh(normalized)
+    return float(1 - values[-2]), vectors[:, -2] * scale
