@@ -6,8 +6,11 @@ under `bn`. So the state dicts of both fit without renaming.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from unscene_ros.models.backends import Epilogue
 from unscene_ros.models.sparse_convolution import convolve, convolve_down, convolve_up
@@ -74,13 +77,65 @@ class BatchNormalization(nn.Module):
 
 
 def normalize_rows(rows: Tensor, bn: nn.BatchNorm1d) -> Tensor:
-    """Batch normalisation of (N, C), also of no row and of one."""
+    """Batch normalisation of (N, C), also of no row and of one.
+
+    Where several processes learn together (torch.distributed) it is over the rows of all of them,
+    which then must all call this, those without rows too, and all go backward through it.
+    """
+    if bn.training and _learning_processes() > 1:
+        return _normalize_jointly(rows, bn)
     if bn.training and len(rows) > 1:
         return bn(rows)
-    # One row has no variance: it is normalised by the running statistics.
+    return _normalize_by_running_statistics(rows, bn)
+
+
+def _learning_processes() -> int:
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 1
+    return torch.distributed.get_world_size()
+
+
+def _normalize_jointly(rows: Tensor, bn: nn.BatchNorm1d) -> Tensor:
+    """What torch.nn.SyncBatchNorm does on CUDA alone, for every device and for no rows."""
+    full = rows.to(torch.promote_types(rows.dtype, torch.float32))
+    sums = _SumOverProcesses.apply(torch.cat([full.sum(0), full.new_tensor([len(full)])]))
+    count = float(sums[-1])
+    if count <= 1:
+        return _normalize_by_running_statistics(rows, bn)
+    mean = sums[:-1] / count
+    centered = full - mean
+    variance = _SumOverProcesses.apply(centered.square().sum(0)) / count
+    assert bn.running_mean is not None and bn.running_var is not None
+    assert bn.momentum is not None and bn.num_batches_tracked is not None
+    with torch.no_grad():
+        bn.num_batches_tracked += 1
+        bn.running_mean.lerp_(mean.to(bn.running_mean), bn.momentum)
+        unbiased = variance * (count / (count - 1))
+        bn.running_var.lerp_(unbiased.to(bn.running_var), bn.momentum)
+    return (centered * torch.rsqrt(variance + bn.eps) * bn.weight + bn.bias).to(rows.dtype)
+
+
+def _normalize_by_running_statistics(rows: Tensor, bn: nn.BatchNorm1d) -> Tensor:
+    """At inference; and of a single row, which has no variance."""
     return nn.functional.batch_norm(
         rows, bn.running_mean, bn.running_var, bn.weight, bn.bias, eps=bn.eps
     )
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        # Every process's loss depends on the sum: their gradients add up.
+        total = gradient.clone()
+        torch.distributed.all_reduce(total)
+        return total
 
 
 def convolve_normalized(
