@@ -10,6 +10,8 @@ from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
+from unscene_ros.segmentation import DEFAULT_SEGMENTER
+
 DISPLAYED = [
     "fusion_node/mesh_markers",
     "segmentation_node/instance_markers",
@@ -42,7 +44,11 @@ ARGUMENTS = [
     ),
     ("world_frame", "map", "TF frame to build the map in, z up; odom where nothing localises"),
     ("params_file", config_file("live.yaml"), "parameters of the nodes, over their defaults"),
-    ("checkpoint", "training-free", "a trained network's file, or training-free"),
+    (
+        "checkpoint",
+        DEFAULT_SEGMENTER,
+        "training-free, default (the network that comes with the package) or a network's file",
+    ),
     ("device", "auto", "auto, cuda or cpu"),
     ("bag", "", "a recording to play instead of a camera"),
     ("use_sim_time", is_set("bag"), "take the time from /clock"),
@@ -87,7 +93,10 @@ def generate_launch_description():
                 value("params_file"),
                 {
                     "checkpoint": value("checkpoint"),
-                    "segmentation": {"image_features": {"device": value("device")}},
+                    "segmentation": {
+                        "training_free": {"image_features": {"device": value("device")}},
+                        "network": {"device": value("device")},
+                    },
                     "use_sim_time": use_sim_time,
                 },
             ],

@@ -10,6 +10,7 @@ import pytest
 from unscene_ros import replay as replay_module
 from unscene_ros.cli import main
 from unscene_ros.scene import InputError, Instances, Mesh, Segments
+from unscene_ros.segmentation import DEFAULT_SEGMENTER
 from unscene_ros.storage import Prediction, save_prediction
 
 METRICS = {
@@ -63,7 +64,7 @@ def test_replay_passes_paths_and_defaults_on(received, capsys):
     assert (str(recording), str(output), segmenter, truth, seed) == (
         "bag.mcap",
         "out",
-        "training-free",
+        DEFAULT_SEGMENTER,
         None,
         0,
     )

@@ -64,12 +64,19 @@ def test_keyframes_are_optional():
 
 def test_settings_differ_from_the_defaults_in_what_is_written_only():
     config = from_dict(
-        PipelineConfig, {"fusion": {"voxel_size_m": 0.02}, "segmentation": {"min_area_m2": 0.5}}
+        PipelineConfig,
+        {
+            "fusion": {"voxel_size_m": 0.02},
+            "segmentation": {"training_free": {"min_area_m2": 0.5}, "network": {"crop_m": 8}},
+        },
     )
     default = PipelineConfig()
-    assert config.fusion.voxel_size_m == 0.02 and config.segmentation.min_area_m2 == 0.5
+    assert config.fusion.voxel_size_m == 0.02
+    assert config.segmentation.training_free.min_area_m2 == 0.5
+    assert config.segmentation.network.crop_m == 8
     assert config.keyframes == default.keyframes and config.tracking == default.tracking
-    assert config.segmentation.contrast == default.segmentation.contrast
+    kept, usual = config.segmentation.training_free, default.segmentation.training_free
+    assert kept.contrast == usual.contrast and kept.oversegmentation == usual.oversegmentation
 
 
 @pytest.mark.parametrize(
@@ -81,8 +88,8 @@ def test_settings_differ_from_the_defaults_in_what_is_written_only():
             r"unknown setting 'fusion\.voxel_size', did you mean 'fusion\.voxel_size_m'\?",
         ),
         (
-            {"segmentation": {"contrast": {"colour_difference": 1.0}}},
-            r"did you mean 'segmentation\.contrast\.color_difference'\?",
+            {"segmentation": {"training_free": {"contrast": {"colour_difference": 1.0}}}},
+            r"did you mean 'segmentation\.training_free\.contrast\.color_difference'\?",
         ),
     ],
 )
@@ -92,5 +99,5 @@ def test_an_unknown_key_is_refused_and_the_nearest_named(values, hint):
 
 
 def test_a_value_of_a_wrong_kind_is_refused_by_name():
-    with pytest.raises(InputError, match=r"segmentation\.max_instances"):
-        from_dict(PipelineConfig, {"segmentation": {"max_instances": "many"}})
+    with pytest.raises(InputError, match=r"segmentation\.network\.max_instances"):
+        from_dict(PipelineConfig, {"segmentation": {"network": {"max_instances": "many"}}})

@@ -55,7 +55,9 @@ examples:
   unscene import-weights csc.pth -o csc.safetensors --network SparseUNet \\
       --set stem_kernel_size=3 --allow final
   unscene import-weights mask3d.ckpt -o mask3d.safetensors --network InstanceNetwork \\
-      --set backbone.stem_kernel_size=5 --set decoder.classes=18
+      --set backbone.stem_kernel_size=5 --set decoder.classes=18 \\
+      --share voxels.voxel_size_m=0.02 --share oversegmentation.rule=scannet \\
+      --share oversegmentation.k=0.01
 
 lists what matched; what does not fit is an error unless --allow names it. No code of the file is
 run. Read by name: Contrastive Scene Contexts, PointContrast, Mask3D, UnScene3D, GrowSP, PointDC"""
@@ -130,7 +132,15 @@ def _parser() -> argparse.ArgumentParser:
     weights.add_argument("weights", type=Path, help="file .pth, .pt, .ckpt or .safetensors")
     weights.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.safetensors")
     weights.add_argument("--network", required=True, metavar="NAME", help="as SparseUNet")
-    _add_assignments(weights, "KEY=VALUE")
+    _add_assignments(weights, "KEY=VALUE", "one setting of the network; may be repeated")
+    weights.add_argument(
+        "--share",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="what a robot must do as the training did: voxels.* and oversegmentation.* beside "
+        "their defaults; may be repeated; needed to use it as a segmenter",
+    )
     weights.add_argument(
         "--allow",
         action="append",
@@ -142,14 +152,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_assignments(parser: argparse.ArgumentParser, metavar: str) -> None:
+def _add_assignments(parser: argparse.ArgumentParser, metavar: str, help_text: str) -> None:
     parser.add_argument(
         "--set",
         dest="assignments",
         action="append",
         default=[],
         metavar=metavar,
-        help="change one setting; may be repeated",
+        help=help_text,
     )
 
 
@@ -157,12 +167,12 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
     parser.add_argument(
         "--segmenter",
-        default="training-free",
         metavar="NAME",
-        help="training-free (default) or a checkpoint file",
+        help="training-free, default (the network that comes with the package), or the file of a "
+        "checkpoint",
     )
     parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings to start from")
-    _add_assignments(parser, "SECTION.KEY=VALUE")
+    _add_assignments(parser, "SECTION.KEY=VALUE", "change one setting; may be repeated")
     parser.add_argument(
         "--device", choices=("auto", "cuda", "cpu"), help="of all stages that can choose one"
     )
@@ -171,13 +181,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _replay(arguments: argparse.Namespace) -> None:
     from unscene_ros.replay import replay
+    from unscene_ros.segmentation import DEFAULT_SEGMENTER
 
     config, options = _settings(arguments)
     metrics = replay(
         arguments.recording,
         arguments.output,
         config,
-        arguments.segmenter,
+        arguments.segmenter or DEFAULT_SEGMENTER,
         arguments.ground_truth,
         options,
         arguments.seed,
@@ -191,10 +202,15 @@ def _replay(arguments: argparse.Namespace) -> None:
 
 def _segment(arguments: argparse.Namespace) -> None:
     from unscene_ros.replay import segment_file
+    from unscene_ros.segmentation import DEFAULT_SEGMENTER
 
     config, _ = _settings(arguments)
     metrics = segment_file(
-        arguments.mesh, arguments.output, config, arguments.segmenter, arguments.seed
+        arguments.mesh,
+        arguments.output,
+        config,
+        arguments.segmenter or DEFAULT_SEGMENTER,
+        arguments.seed,
     )
     print(f"{metrics['instances']} instances on {metrics['map']['vertices']} vertices")
     print(f"report: {arguments.output / 'report.html'}")
@@ -221,11 +237,15 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _import_weights(arguments: argparse.Namespace) -> None:
     from unscene_ros.models.checkpoint import make_network, save_checkpoint
     from unscene_ros.models.minkowski import import_weights
-    from unscene_ros.settings import from_assignments
+    from unscene_ros.segmentation import SharedConfig
+    from unscene_ros.settings import from_assignments, from_dict, to_dict
 
     network = make_network(arguments.network, from_assignments(arguments.assignments))
+    shared = from_dict(SharedConfig, from_assignments(arguments.share))
     report = import_weights(arguments.weights, network, arguments.allow, arguments.prefix)
-    save_checkpoint(arguments.output, network, origin={"imported_from": arguments.weights.name})
+    settings = to_dict(shared) if arguments.share else {}
+    origin = {"imported_from": arguments.weights.name}
+    save_checkpoint(arguments.output, network, settings, origin)
     print(f"{report}\ncheckpoint: {arguments.output}")
 
 

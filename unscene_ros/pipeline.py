@@ -19,7 +19,7 @@ from unscene_ros.keyframes import KeyframeConfig
 from unscene_ros.latency import Latency
 from unscene_ros.oversegmentation import oversegment
 from unscene_ros.scene import Frame, Instances, Mesh, Segments
-from unscene_ros.segmentation import Segmenter, TrainingFreeConfig
+from unscene_ros.segmentation import SegmentationConfig, Segmenter
 from unscene_ros.tracking import TrackingConfig
 
 
@@ -29,7 +29,7 @@ class PipelineConfig:
 
     fusion: FusionConfig = field(default_factory=FusionConfig)
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
-    segmentation: TrainingFreeConfig = field(default_factory=TrainingFreeConfig)
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 

@@ -30,7 +30,7 @@ from unscene_ros.provenance import peak_memory_mb, provenance
 from unscene_ros.recordings import Recording, RecordingTopics, open_recording
 from unscene_ros.report import write_report
 from unscene_ros.scene import Frame, InputError
-from unscene_ros.segmentation import Segmenter, load_segmenter
+from unscene_ros.segmentation import DEFAULT_SEGMENTER, Segmenter, load_segmenter
 from unscene_ros.settings import settings_hash, to_dict
 from unscene_ros.storage import (
     MESH_FILE,
@@ -103,7 +103,7 @@ def replay(
     recording_path: Path,
     output: Path,
     config: PipelineConfig | None = None,
-    segmenter_name: str = "training-free",
+    segmenter_name: str = DEFAULT_SEGMENTER,
     ground_truth: Path | None = None,
     options: ReplayConfig | None = None,
     seed: int = 0,
@@ -151,7 +151,7 @@ def segment_file(
     mesh_path: Path,
     output: Path,
     config: PipelineConfig | None = None,
-    segmenter_name: str = "training-free",
+    segmenter_name: str = DEFAULT_SEGMENTER,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Finds the instances in a mesh or point cloud file; writes and returns as `replay` does."""

@@ -1,42 +1,27 @@
-"""Mesh + segments -> instances: nodes and replay call `load_segmenter(name).segment(...)`.
-
-The segmenter that needs no training groups segments in three steps: floor, ceiling and walls are
-taken away; what is left is merged by growing contrast and cut by normalised cuts, which gives
-many overlapping hypotheses; these are scored and thinned out. No truth, no learned weights.
-"""
+"""Mesh + segments -> instances: nodes and replay call `load_segmenter(name).segment(...)`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
 
-import numpy as np
-
-from unscene_ros.contrast import ContrastConfig, measure_contrasts
-from unscene_ros.hypotheses import (
-    best_instances,
-    borders_with_others,
-    cut_hypotheses,
-    merge_hypotheses,
-    segment_moments,
-)
-from unscene_ros.image_features import (
-    FeatureProvider,
-    ImageFeaturesConfig,
-    lift_maps,
-    load_image_features,
-    segment_features,
-)
-from unscene_ros.merging import merge_segments
-from unscene_ros.normalized_cut import NormalizedCutConfig
+from unscene_ros.inference import InferenceConfig, infer
 from unscene_ros.oversegmentation import OversegmentationConfig
 from unscene_ros.scene import Frame, InputError, Instances, Mesh, Segments
-from unscene_ros.structure import StructureConfig, find_structure, vertex_areas
+from unscene_ros.settings import from_dict
+from unscene_ros.training_free import TrainingFreeConfig, TrainingFreeSegmenter
+from unscene_ros.voxels import VoxelsConfig
+
+TRAINING_FREE = "training-free"
+SHIPPED = "default"  # the checkpoint that comes with the package
+SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "unscene3d_rooms.safetensors"
+DEFAULT_SEGMENTER = TRAINING_FREE  # of commands, nodes, launch file and demo
 
 
 class Segmenter(Protocol):
-    """What the pipeline needs of anything that finds instances."""
+    """What the pipeline needs of anything that finds instances; as a text it says what it is."""
 
     oversegmentation: OversegmentationConfig
 
@@ -46,89 +31,92 @@ class Segmenter(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingFreeConfig:
-    """Settings of the training-free segmenter, chosen on procedural rooms of training seeds."""
+class SegmentationConfig:
+    """Settings of both kinds of segmenters; what a network was trained with is in its file."""
 
-    oversegmentation: OversegmentationConfig = field(
-        # Finer than the default: a mask can be no better than the segments it is made of.
-        default_factory=lambda: OversegmentationConfig(k=0.03, min_vertices=10)
-    )
-    structure: StructureConfig = field(default_factory=StructureConfig)
-    image_features: ImageFeaturesConfig = field(default_factory=ImageFeaturesConfig)
-    contrast: ContrastConfig = field(default_factory=ContrastConfig)
-    cut: NormalizedCutConfig = field(default_factory=lambda: NormalizedCutConfig(max_cost=0.1))
-    cut_sharpness: float = 6.0  # affinity = exp(-sharpness * contrast)
-    min_area_m2: float = 0.04  # an object shows at least this much surface
-    max_length_m: float = 4.0  # and is no longer than this
-    max_overlap: float = 0.5  # intersection over union of two instances, at most
-    min_score: float = 0.5  # below it are only alternatives to better instances
-    max_instances: int = 200
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_score <= 1:
-            raise InputError(f"segmentation.min_score: expected 0..1, got {self.min_score}")
+    training_free: TrainingFreeConfig = field(default_factory=TrainingFreeConfig)
+    network: InferenceConfig = field(default_factory=InferenceConfig)
 
 
-class TrainingFreeSegmenter:
-    """Finds objects by geometry and colour alone; works from the first frame on."""
+@dataclass(frozen=True, slots=True)
+class SharedConfig:
+    """What training and the robot must do alike; it travels in the settings of a checkpoint."""
 
-    def __init__(self, config: TrainingFreeConfig | None = None) -> None:
-        self.config = config or TrainingFreeConfig()
-        self.oversegmentation = self.config.oversegmentation
-        self._features: FeatureProvider = load_image_features(self.config.image_features)
-        self._map_of_keyframe: dict[Frame, np.ndarray] = {}  # a Frame is itself only
+    voxels: VoxelsConfig = field(default_factory=VoxelsConfig)
+    oversegmentation: OversegmentationConfig = field(default_factory=OversegmentationConfig)
+
+
+def load_segmenter(name: str | Path, config: SegmentationConfig | None = None) -> Segmenter:
+    """The segmenter of this name: training-free, default or the path of a checkpoint.
+
+    Raises InputError for a name or file that does not exist, and for a file that does not hold a
+    network for instances with the settings of its training.
+    """
+    config = config or SegmentationConfig()
+    if str(name) == TRAINING_FREE:
+        return TrainingFreeSegmenter(config.training_free)
+    if str(name) != SHIPPED:
+        if not Path(name).exists():
+            raise InputError(
+                f"segmenter: expected {TRAINING_FREE}, {SHIPPED} or the file of a checkpoint, got "
+                f"'{name}', which is not there"
+            )
+        return NetworkSegmenter(Path(name), config.network)
+    if not SHIPPED_CHECKPOINT.exists():
+        raise InputError(
+            f"segmenter {SHIPPED}: {SHIPPED_CHECKPOINT} is not there: train it with the recipe "
+            f"training/recipes/unscene3d_rooms.sh, or use {TRAINING_FREE}"
+        )
+    return NetworkSegmenter(SHIPPED_CHECKPOINT, config.network)
+
+
+class NetworkSegmenter:
+    """Finds objects by a trained network; voxels and segments are those of its training.
+
+    Raises InputError for a file that cannot be used, and without PyTorch.
+    """
+
+    def __init__(self, checkpoint_path: Path, config: InferenceConfig | None = None) -> None:
+        try:
+            import torch
+
+            from unscene_ros.models.backends import choose_backend
+            from unscene_ros.models.checkpoint import load_checkpoint
+            from unscene_ros.models.device import choose_torch_device
+            from unscene_ros.models.instance_network import InstanceNetwork
+        except ImportError as error:
+            raise InputError(
+                f"segmenter {checkpoint_path}: networks need PyTorch: run `pip install torch "
+                f"safetensors`, or use {TRAINING_FREE} ({error})"
+            ) from error
+        self.config = config or InferenceConfig()
+        checkpoint = load_checkpoint(checkpoint_path, InstanceNetwork)
+        shared = _shared_config(checkpoint_path, checkpoint.settings)
+        self.voxels, self.oversegmentation = shared.voxels, shared.oversegmentation
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        device = choose_torch_device(self.config.device)
+        self._network: Any = checkpoint.network.to(device)
+        backend = choose_backend("auto", device).name
+        self._text = f"network {checkpoint_path} on {device} with the {backend} backend"
+
+    def __str__(self) -> str:
+        return self._text
 
     def segment(self, mesh: Mesh, segments: Segments, keyframes: Sequence[Frame] = ()) -> Instances:
-        """Instances by falling score; above 0.5 they do not overlap.
+        """Instances by falling score; the network sees the mesh alone, not the keyframes."""
+        return infer(self._network, self.voxels, mesh, segments, self.config)
 
-        keyframes: pictures of this mesh; without them its own colours have to do.
-        """
-        if not segments.count:
-            return Instances.empty(0)
-        config = self.config
-        structure = find_structure(mesh, config.structure)
-        movable = _share(structure, segments) <= 0.5
-        image_features = self._image_features(mesh, segments, keyframes)
-        contrasts = measure_contrasts(mesh, segments, config.contrast, image_features)
-        moments = segment_moments(mesh, segments, vertex_areas(mesh))
-        tree = merge_segments(contrasts, movable)
-        merged = merge_hypotheses(tree, movable, moments, config.min_area_m2)
-        hypotheses = merged
-        if config.min_score < 0.5:  # cuts are alternatives only
-            areas = moments[:, 0]
-            cut = cut_hypotheses(contrasts, movable, areas, config.cut_sharpness, config.cut)
-            hypotheses = merged.joined(cut)
-        return best_instances(
-            hypotheses,
-            moments,
-            borders_with_others(hypotheses.masks, contrasts, movable),
-            config.min_area_m2,
-            config.max_length_m,
-            config.max_overlap,
-            config.min_score,
-            config.max_instances,
+
+def _shared_config(path: Path, settings: dict[str, Any]) -> SharedConfig:
+    sections = [section.name for section in fields(SharedConfig)]
+    if not settings.keys() >= set(sections):
+        raise InputError(
+            f"{path}: expected the settings {' and '.join(sections)} of its training, got "
+            f"{', '.join(settings) or 'none'}: write it by training.unscene3d.export, or import "
+            "its weights anew with --share"
         )
-
-    def _image_features(self, mesh, segments, keyframes: Sequence[Frame]) -> np.ndarray | None:
-        """(S, C) mean image feature of each segment; the maps of known keyframes are reused."""
-        if not len(keyframes):
-            return None
-        known = self._map_of_keyframe
-        maps = [known[f] if f in known else self._features(f.color) for f in keyframes]
-        self._map_of_keyframe = dict(zip(keyframes, maps, strict=True))
-        lifted = lift_maps(mesh, keyframes, maps, self.config.image_features)
-        features, seen = segment_features(lifted, segments)
-        return features if seen.any() else None
-
-
-def load_segmenter(name: str, config: TrainingFreeConfig | None = None) -> Segmenter:
-    """The segmenter of this name. Raises InputError for a name that is not known."""
-    if name != "training-free":
-        raise InputError(f"segmenter: expected 'training-free', got {name!r}")
-    return TrainingFreeSegmenter(config)
-
-
-def _share(of_vertices: np.ndarray, segments: Segments) -> np.ndarray:
-    """(S,) share of each segment's vertices that are marked."""
-    marked = np.bincount(segments.of_vertex, of_vertices, minlength=segments.count)
-    return marked / np.bincount(segments.of_vertex, minlength=segments.count)
+    try:
+        return from_dict(SharedConfig, {section: settings[section] for section in sections})
+    except InputError as error:
+        raise InputError(f"{path}: {error}; was it written by another version?") from error

@@ -31,19 +31,20 @@ from unscene_ros.keyframes import Keyframes
 from unscene_ros.pipeline import PipelineConfig, segment_mesh
 from unscene_ros.recordings import open_recording
 from unscene_ros.scene import Frame, Instances, Mesh, Segments
-from unscene_ros.segmentation import TrainingFreeConfig, TrainingFreeSegmenter
 from unscene_ros.storage import Prediction
 from unscene_ros.tracking import InstanceTracker
+from unscene_ros.training_free import TrainingFreeConfig, TrainingFreeSegmenter
 
 SEEDS = HELD_OUT_SEEDS[:10]
 DATA = Path(__file__).parents[3] / "shared" / "data"  # unless UNSCENE_DATA names another folder
 UPDATE_EVERY_FRAMES = 10
 CONFIG = PipelineConfig()
-EVERY_HYPOTHESIS = dataclasses.replace(CONFIG.segmentation, min_score=0.0)
+TRAINING_FREE = CONFIG.segmentation.training_free
+EVERY_HYPOTHESIS = dataclasses.replace(TRAINING_FREE, min_score=0.0)
 
 
 def training_free(
-    mesh: Mesh, keyframes: Sequence[Frame], config: TrainingFreeConfig = CONFIG.segmentation
+    mesh: Mesh, keyframes: Sequence[Frame], config: TrainingFreeConfig = TRAINING_FREE
 ) -> tuple[Segments, Instances]:
     return segment_mesh(mesh, TrainingFreeSegmenter(config), keyframes)
 
@@ -106,7 +107,7 @@ def fused(frames: Iterable[Frame]) -> tuple[Mesh, list[Frame]]:
 def maps_over_time(frames: Iterable[Frame]) -> Iterator[Prediction]:
     """What a live system publishes: the map so far with track ids, again and again."""
     volume, keyframes = TsdfVolume(CONFIG.fusion), Keyframes(CONFIG.keyframes)
-    segmenter = TrainingFreeSegmenter(CONFIG.segmentation)
+    segmenter = TrainingFreeSegmenter(TRAINING_FREE)
     tracker = InstanceTracker(CONFIG.tracking)
     for number, frame in enumerate(frames, start=1):
         if volume.integrate(frame) is not None:

@@ -27,7 +27,7 @@ from unscene_ros.pipeline import segment_mesh
 from unscene_ros.provenance import peak_memory_mb
 from unscene_ros.scene import InputError
 from unscene_ros.scene import Mesh as SceneMesh
-from unscene_ros.segmentation import TrainingFreeConfig, load_segmenter
+from unscene_ros.segmentation import DEFAULT_SEGMENTER, SegmentationConfig, load_segmenter
 from unscene_ros.tracking import InstanceTracker, TrackingConfig
 
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -37,8 +37,9 @@ DIAGNOSTICS_PERIOD_S = 1.0
 class SegmentationNodeConfig:
     """Parameters of the segmentation node; the sections belong to the stages of the same names."""
 
-    checkpoint: str = "training-free"  # a trained network's file, or training-free
-    segmentation: TrainingFreeConfig = field(default_factory=TrainingFreeConfig)
+    # training-free, default (the network that comes with the package) or a network's file
+    checkpoint: str = DEFAULT_SEGMENTER
+    segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
 
@@ -51,6 +52,7 @@ class SegmentationNode(Node):
         self._threads: list[NewestWorker] = []
         config = self._config = declare(self, SegmentationNodeConfig)
         self._segmenter = load_segmenter(config.checkpoint, config.segmentation)
+        self.get_logger().info(f"segmenter: {self._segmenter}")
         self._warm_up()
         self._drops = DropLog(self.get_logger().warning)
         self._latency = Latency()

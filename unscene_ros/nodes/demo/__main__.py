@@ -25,6 +25,7 @@ from unscene_ros.pipeline import PipelineConfig
 from unscene_ros.provenance import provenance
 from unscene_ros.report import write_report
 from unscene_ros.scene import InputError
+from unscene_ros.segmentation import DEFAULT_SEGMENTER
 from unscene_ros.settings import settings_hash, to_dict
 from unscene_ros.storage import (
     MESH_FILE,
@@ -75,7 +76,7 @@ def _metrics(recording: Path, result: LiveResult, duration_s: float) -> dict[str
     config, prediction = PipelineConfig(), result.prediction
     return {
         "recording": recording.resolve().stem,
-        "segmenter": "training-free",
+        "segmenter": DEFAULT_SEGMENTER,
         "frames": result.frames,
         "map": {"vertices": len(prediction.mesh.vertices), "segments": prediction.segments.count},
         "instances": len(prediction.instances.masks),

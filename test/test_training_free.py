@@ -6,12 +6,12 @@ import pytest
 from box_world import Box, as_cloud, moved, surface_of, walled_room
 from small_scan import small_frames
 
-from unscene_ros import segmentation
+from unscene_ros import training_free
 from unscene_ros.contrast import ContrastConfig
 from unscene_ros.image_features import load_image_features
 from unscene_ros.pipeline import build_mesh, segment_mesh
 from unscene_ros.scene import Camera, Frame, InputError, Mesh, Segments
-from unscene_ros.segmentation import TrainingFreeConfig, TrainingFreeSegmenter, load_segmenter
+from unscene_ros.training_free import TrainingFreeConfig, TrainingFreeSegmenter
 
 FURNITURE = (
     Box((0.8, 0.8, 0.0), (1.6, 1.6, 0.72), (120, 80, 40)),
@@ -51,7 +51,7 @@ class Counting:
 @pytest.fixture
 def provider(monkeypatch) -> Counting:
     counting = Counting()
-    monkeypatch.setattr(segmentation, "load_image_features", lambda _: counting)
+    monkeypatch.setattr(training_free, "load_image_features", lambda _: counting)
     return counting
 
 
@@ -182,7 +182,7 @@ def test_lower_scores_add_alternatives_behind_the_same_best(room):
 
 
 def test_an_empty_mesh_has_no_instances():
-    segments, instances = segment_mesh(Mesh.empty(), load_segmenter("training-free"))
+    segments, instances = segment_mesh(Mesh.empty(), TrainingFreeSegmenter())
     assert segments.count == 0
     assert instances.masks.shape == (0, 0)
 
@@ -191,7 +191,7 @@ def test_an_empty_mesh_has_no_instances():
 def test_one_vertex_has_no_instances(normal):
     point, normals = np.ones((1, 3), np.float32), np.array([normal], np.float32)
     mesh = Mesh(point, np.zeros((0, 3), np.int32), np.zeros((1, 3), np.uint8), normals)
-    segments, instances = segment_mesh(mesh, load_segmenter("training-free"))
+    segments, instances = segment_mesh(mesh, TrainingFreeSegmenter())
     assert segments.count == 1
     assert instances.masks.shape == (0, 1)
 
@@ -199,7 +199,7 @@ def test_one_vertex_has_no_instances(normal):
 def test_one_segment_around_a_lone_box_is_one_instance():
     mesh, box_of_vertex = surface_of(walled_room(FURNITURE[0]))
     segments = Segments((box_of_vertex == FIRST).astype(np.int32), np.array([[0, 1]], np.int32), 2)
-    instances = load_segmenter("training-free").segment(mesh, segments)
+    instances = TrainingFreeSegmenter().segment(mesh, segments)
     assert instances.masks.tolist() == [[False, True]]
 
 
@@ -251,18 +251,13 @@ def test_keyframes_that_see_nothing_of_the_mesh_change_nothing(room, scan):
 
 def test_the_provider_is_the_one_of_the_settings():
     config = TrainingFreeConfig()
-    segmenter = load_segmenter("training-free", config)
+    segmenter = TrainingFreeSegmenter(config)
     assert segmenter.config is config
     assert segmenter.oversegmentation is config.oversegmentation
     assert type(segmenter._features) is type(load_image_features(config.image_features))
 
 
-def test_an_unknown_segmenter_is_refused_with_the_known_one():
-    with pytest.raises(InputError, match="expected 'training-free', got 'mask3d'"):
-        load_segmenter("mask3d")
-
-
 @pytest.mark.parametrize("score", [-0.1, 1.1, float("nan")])
 def test_a_score_outside_its_range_is_refused_by_name(score):
-    with pytest.raises(InputError, match=r"segmentation\.min_score"):
+    with pytest.raises(InputError, match=r"training_free\.min_score"):
         TrainingFreeConfig(min_score=score)
