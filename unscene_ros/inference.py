@@ -155,8 +155,7 @@ def _crops(
     if (counts == 1).all():
         yield np.arange(len(coordinates))
         return
-    steps = (extent - edge) / np.maximum(counts - 1, 1)
-    steps = np.where(counts > 1, steps, 1)
+    steps = np.where(counts > 1, (extent - edge) / np.maximum(counts - 1, 1), 1)
     first_center = np.where(counts > 1, edge, extent) / 2
     nearest = np.clip(np.rint((places - first_center) / steps), 0, counts - 1).astype(np.int64)
     cubes = np.unique(np.ravel_multi_index(tuple(nearest.T), tuple(counts)))
@@ -273,16 +272,18 @@ def _connected_parts(masks: np.ndarray, neighbors: np.ndarray) -> tuple[np.ndarr
 
 
 def _first_of_equals(masks: np.ndarray, sizes: np.ndarray, max_overlap: float) -> list[int]:
-    """Rows of the masks (N, S), best first, that do not overlap an earlier one kept by more.
-
-    sizes (S,) of the segments; the overlap is intersection over union.
-    """
-    weighted = masks * sizes.astype(np.float32)
-    common = weighted @ masks.T.astype(np.float32)
-    totals = weighted.sum(axis=1)
-    overlap = common / np.maximum(totals[:, None] + totals - common, 1)
+    """Rows of the masks (N, S), best first, without those that overlap an earlier one by more."""
+    overlap = overlaps(masks, masks, sizes)
     kept: list[int] = []
     for candidate in range(len(masks)):
         if not (overlap[candidate, kept] > max_overlap).any():
             kept.append(candidate)
     return kept
+
+
+def overlaps(first: np.ndarray, second: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """(K, L) float32 intersection over union of masks (K, S) and (L, S); sizes (S,)."""
+    sizes = sizes.astype(np.float32)
+    common = (first * sizes) @ second.T.astype(np.float32)
+    union = (first @ sizes)[:, None] + second @ sizes - common
+    return common / np.maximum(union, 1e-9)

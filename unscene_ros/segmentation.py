@@ -113,8 +113,8 @@ def _shared_config(path: Path, settings: dict[str, Any]) -> SharedConfig:
     if not settings.keys() >= set(sections):
         raise InputError(
             f"{path}: expected the settings {' and '.join(sections)} of its training, got "
-            f"{', '.join(settings) or 'none'}: write it by training.unscene3d.export, or import "
-            "its weights anew with --share"
+            f"{', '.join(settings) or 'none'}: take one that training.unscene3d wrote, or import "
+            "the weights anew with --share"
         )
     try:
         return from_dict(SharedConfig, {section: settings[section] for section in sections})
