@@ -1,4 +1,4 @@
-"""Scans to bags, the rendered house with its truth, and own recordings as scenes."""
+"""Scans to bags, the rendered house with its truth, and own recordings as scans of a library."""
 
 import json
 import sys
@@ -7,13 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
-from training.scans import recorded, small_house, to_bag
+from training.scans import fuse, recorded, small_house, to_bag
+from training.scans.library import Library
 from training.scans.procedural.depth_sensor import DepthSensorConfig
-from unscene_ros.fusion import FusionConfig
 from unscene_ros.recordings import open_recording
 from unscene_ros.recordings.bags import Bag
 from unscene_ros.recordings.scan_folder import ScanFolder
-from unscene_ros.scene import InputError
 from unscene_ros.transforms import matrix_from_pose
 
 K = np.array([[60.0, 0, 31.5], [0, 60, 23.5], [0, 0, 1]])
@@ -236,25 +235,55 @@ def test_wrong_files_of_the_house_are_named(tmp_path, monkeypatch, capsys, file,
 # Own recordings
 
 
-def test_an_own_recording_is_a_scene_without_labels(tmp_path):
-    folder = write_scan(tmp_path / "kitchen")
-    scene = recorded.load_scene(folder, fusion=FusionConfig(voxel_size_m=0.05))
-    assert scene.name == "kitchen"
-    np.testing.assert_allclose(scene.mesh.vertices[:, 2], 2.0, atol=0.03)
-    assert len(scene.mesh.faces) > 100
-    assert len(scene.frames) == 6
+def import_recordings(*recordings, into, options=()):
+    return recorded.main(
+        [*map(str, recordings), "-o", str(into), "--set", "frame_step=2", *options]
+    )
 
 
-def test_frames_of_a_recording_are_readable_by_index_in_any_order(tmp_path):
-    to_bag.write_bag(tmp_path / "bag", open_recording(write_scan(tmp_path / "scan")))
-    frames = recorded.RecordedFrames(open_recording(tmp_path / "bag"), 6)
-    in_order = [frame.stamp_ns for frame in frames]
-    for index in (0, 3, 4, 1, 5, 5, -1, 0):
-        assert frames[index].stamp_ns == in_order[index]
-    with pytest.raises(IndexError):
-        frames[6]
+def test_an_own_recording_is_a_scan_without_labels(tmp_path):
+    to_bag.write_bag(tmp_path / "kitchen", open_recording(write_scan(tmp_path / "scan")))
+    assert import_recordings(tmp_path / "kitchen", into=tmp_path, options=("--split", "train")) == 0
+    library = Library(tmp_path)
+    assert library.names("train") == ["kitchen"]
+    scan = library.scan("kitchen")
+    np.testing.assert_allclose(scan.mesh().vertices[:, 2], 2.0, atol=0.03)
+    original = list(open_recording(tmp_path / "kitchen"))
+    frames = list(scan.frames())
+    assert [frame.stamp_ns for frame in frames] == [frame.stamp_ns for frame in original[::2]]
+    np.testing.assert_allclose(frames[1].depth, original[2].depth, atol=5e-4)
+    assert not (scan.folder / "gt.npz").exists()
 
 
-def test_what_is_no_recording_is_no_scene(tmp_path):
-    with pytest.raises(InputError, match="expected a ROS 2 bag"):
-        recorded.load_scene(tmp_path)
+def test_a_second_import_makes_only_what_is_missing_or_was_made_otherwise(tmp_path):
+    write_scan(tmp_path / "kitchen")
+    assert import_recordings(tmp_path / "kitchen", into=tmp_path) == 0
+    mesh = tmp_path / "scans" / "kitchen" / "mesh.ply"
+    written = mesh.stat().st_mtime_ns
+    assert import_recordings(tmp_path / "kitchen", into=tmp_path) == 0
+    assert mesh.stat().st_mtime_ns == written
+    coarser = ("--set", "fusion.voxel_size_m=0.1")
+    assert import_recordings(tmp_path / "kitchen", into=tmp_path, options=coarser) == 0
+    assert mesh.stat().st_mtime_ns > written
+
+
+def test_what_is_no_recording_does_not_stop_the_others(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    write_scan(tmp_path / "kitchen")
+    assert import_recordings(tmp_path / "empty", tmp_path / "kitchen", into=tmp_path) == 1
+    assert Library(tmp_path).scan("kitchen").about()["step"] == "recorded"
+    assert "expected a ROS 2 bag" in capsys.readouterr().err
+
+
+def test_frames_are_fused_to_the_mesh_of_a_scan_once(tmp_path):
+    write_scan(tmp_path / "scans" / "kitchen")
+    assert fuse.main([str(tmp_path), "--set", "voxel_size_m=0.05"]) == 0
+    scan = Library(tmp_path).scan("kitchen")
+    assert scan.about()["step"] == "fuse"
+    np.testing.assert_allclose(scan.mesh().vertices[:, 2], 2.0, atol=0.03)
+    written = scan.mesh_path.stat().st_mtime_ns
+    assert fuse.main([str(tmp_path), "--set", "voxel_size_m=0.05"]) == 0
+    assert scan.mesh_path.stat().st_mtime_ns == written
+    (scan.folder / "pose" / "000000.txt").unlink()
+    assert fuse.main([str(tmp_path), "--set", "voxel_size_m=0.05"]) == 0
+    assert scan.mesh_path.stat().st_mtime_ns > written

@@ -1,4 +1,4 @@
-"""The data between the stages: Camera, Frame, Mesh, Segments, Voxels, Instances, Scene.
+"""The data between the stages: Camera, Frame, Mesh, Segments, Voxels, Instances.
 
 Frozen dataclasses, checked once when they are made; inside the stages arrays are trusted.
 Shape letters: H, W image; V vertices; F faces; S segments; E neighbour pairs; M voxels;
@@ -9,7 +9,6 @@ Poses are `a_from_b`: `world_from_camera @ point_in_camera = point_in_world`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -205,12 +204,3 @@ class Instances:
     def of_vertex(self, segments: Segments) -> np.ndarray:
         """(V,) int32 index of the best-scored instance at each vertex, -1 for none."""
         return self.of_segment()[segments.of_vertex]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Scene:
-    """One recorded place: its mesh and its frames, read when asked for. No labels, by design."""
-
-    name: str
-    mesh: Mesh
-    frames: Sequence[Frame]
