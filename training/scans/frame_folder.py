@@ -17,7 +17,6 @@ from unscene_ros.synchronization import Drops
 
 JPEG_QUALITY = 95
 _JPEG_START = b"\xff\xd8\xff"
-_NO_READING_MM = 65535  # what several sensors write instead of 0
 _FILES = ("intrinsic.txt", "intrinsic_color.txt", "timestamps.txt")
 
 
@@ -47,6 +46,14 @@ def is_usable_pose(pose: np.ndarray, where: str, drops: Drops) -> bool:
         drops.add("pose not rigid", str(error))
         return False
     return True
+
+
+def read_depth(path: Path) -> np.ndarray:
+    """(H, W) uint16 millimetres of a PNG; raises InputError."""
+    depth_mm = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if depth_mm is None or depth_mm.dtype != np.uint16 or depth_mm.ndim != 2:
+        raise InputError(f"{path}: expected depth as a PNG of one 16-bit channel")
+    return depth_mm
 
 
 def write_frames(
