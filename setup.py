@@ -13,7 +13,7 @@ setup(
     python_requires=">=3.10,<3.13",
     package_dir={"": "."},  # an editable install is then one path, which the messages can extend
     packages=find_packages(include=["unscene_ros", "unscene_ros.*"]),
-    package_data={"unscene_ros": ["report.html"]},
+    package_data={"unscene_ros": ["checkpoints/*.safetensors", "report.html"]},
     ext_modules=[
         Extension(  # a plain C library, loaded with ctypes
             "unscene_ros.models.backends.native_kernel",

@@ -10,8 +10,10 @@ import pytest
 from unscene_ros import replay as replay_module
 from unscene_ros.cli import main
 from unscene_ros.scene import InputError, Instances, Mesh, Segments
-from unscene_ros.segmentation import DEFAULT_SEGMENTER
+from unscene_ros.segmentation import DEFAULT_SEGMENTER, SharedConfig
+from unscene_ros.settings import from_dict
 from unscene_ros.storage import Prediction, save_prediction
+from unscene_ros.voxels import VoxelsConfig
 
 METRICS = {
     "instances": 3,
@@ -200,13 +202,22 @@ def test_weights_become_a_checkpoint_that_names_its_origin(tmp_path, capsys):
     assert "final.kernel" in capsys.readouterr().err
     assert not (tmp_path / "a.safetensors").exists()
 
-    assert main([*command, "--allow", "final"]) == 0
+    share = ["--share", "voxels.voxel_size_m=0.03"]
+    assert main([*command, "--allow", "final", *share]) == 0
     printed = capsys.readouterr().out
     assert f"{len(state)} tensors loaded from 'state_dict.module.*'" in printed
     checkpoint = load_checkpoint(tmp_path / "a.safetensors")
     assert checkpoint.provenance["imported_from"] == "a.pth"
+    shared = from_dict(SharedConfig, checkpoint.settings)
+    assert shared == SharedConfig(voxels=VoxelsConfig(voxel_size_m=0.03))
     for name, tensor in network.state_dict().items():
         assert torch.equal(checkpoint.network.state_dict()[name], tensor)
+
+
+def test_what_is_shared_with_a_robot_is_checked_before_weights_are_read(tmp_path, capsys):
+    arguments = ["nothing.pth", "-o", str(tmp_path / "b"), "--network", "InstanceNetwork"]
+    told = fail(capsys, "import-weights", *arguments, "--share", "voxels.size_m=0.02")
+    assert "unknown setting 'voxels.size_m', did you mean 'voxels.voxel_size_m'" in told
 
 
 def test_importing_into_an_unknown_network_lists_those_that_exist(tmp_path, capsys):

@@ -105,10 +105,12 @@ def test_every_node_starts_by_its_own_command():
 
 def test_every_file_beside_the_code_is_installed():
     package = REPOSITORY / "unscene_ros"
-    files = {str(path.relative_to(package)) for path in package.rglob("*") if path.is_file()}
     made = (".py", ".pyc", ".nbi", ".nbc", ".c", ".h", ".so")  # code, caches and the C library
-    beside = {file for file in files if not file.endswith(made)}
-    assert setup_argument("package_data") == {"unscene_ros": sorted(beside)}
+    files = {path for path in package.rglob("*") if path.is_file()}
+    patterns = setup_argument("package_data")["unscene_ros"]
+    installed = {path for pattern in patterns for path in package.glob(pattern)}
+    assert installed == {path for path in files if not path.name.endswith(made)}
+    assert installed
 
 
 def test_messages_use_only_declared_packages():

@@ -240,8 +240,8 @@ def _import_weights(arguments: argparse.Namespace) -> None:
     from unscene_ros.segmentation import SharedConfig
     from unscene_ros.settings import from_assignments, from_dict, to_dict
 
-    network = make_network(arguments.network, from_assignments(arguments.assignments))
     shared = from_dict(SharedConfig, from_assignments(arguments.share))
+    network = make_network(arguments.network, from_assignments(arguments.assignments))
     report = import_weights(arguments.weights, network, arguments.allow, arguments.prefix)
     settings = to_dict(shared) if arguments.share else {}
     origin = {"imported_from": arguments.weights.name}

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from unscene_ros.models.device import choose_torch_device
 from unscene_ros.scene import InputError
 
 # Channel mean and spread that the pictures are normalised with.
@@ -43,7 +44,7 @@ class VisionTransformerFeatures:
         normalization: Literal["imagenet", "half"] = "imagenet",
         device: Literal["auto", "cuda", "cpu"] = "auto",
     ) -> None:
-        self._device = _pick_device(device)
+        self._device = choose_torch_device(device)
         self._model = _load(model).to(self._device)
         self._image_width = image_width
         self._mean, self._spread = (torch.tensor(v) for v in NORMALIZATIONS[normalization])
@@ -125,14 +126,6 @@ class VisionTransformerFeatures:
         return nn.functional.grid_sample(
             grid, places, mode="bicubic", padding_mode="border", align_corners=False
         )
-
-
-def _pick_device(device: str) -> torch.device:
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: expected a CUDA device, found none: set it to auto or cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(device)
 
 
 def _load(model: str) -> Any:
