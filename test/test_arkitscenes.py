@@ -244,9 +244,13 @@ def open_box(spacing=0.02):
     return points, np.tile((1.0, 0.5, 0.0), (len(points), 1))
 
 
-def test_a_surface_goes_through_the_points_and_ends_where_they_do():
-    points, colors = open_box()
-    mesh = reconstruct_surface(points, colors, NOTHING)
+@pytest.fixture(scope="module")
+def box_surface():
+    return reconstruct_surface(*open_box(), NOTHING)
+
+
+def test_a_surface_goes_through_the_points_and_ends_where_they_do(box_surface):
+    mesh = box_surface
     assert len(mesh.faces) > 500
     inside = (mesh.vertices > -0.05).all(axis=1) & (mesh.vertices < 0.65).all(axis=1)
     assert inside.all()
@@ -265,11 +269,10 @@ def test_fitted_normals_look_into_the_room():
     assert (mesh.colors == 128).all()  # grey stands for unknown
 
 
-def test_the_same_points_give_the_same_surface():
-    points, colors = open_box()
-    first, second = (reconstruct_surface(points, colors, NOTHING) for _ in range(2))
-    np.testing.assert_array_equal(first.vertices, second.vertices)
-    np.testing.assert_array_equal(first.faces, second.faces)
+def test_the_same_points_give_the_same_surface(box_surface):
+    again = reconstruct_surface(*open_box(), NOTHING)
+    np.testing.assert_array_equal(again.vertices, box_surface.vertices)
+    np.testing.assert_array_equal(again.faces, box_surface.faces)
 
 
 @pytest.mark.parametrize("count", [0, 1, 99])

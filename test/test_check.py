@@ -1,5 +1,7 @@
 """The check of a library: what is there, what is missing, which command makes it."""
 
+import shutil
+
 import pytest
 from rich.console import Console
 from scan_sources import write_scannet, write_sens
@@ -12,13 +14,20 @@ from unscene_ros.scene import InputError
 A, B = "scene0000_00", "scene0001_00"
 
 
-@pytest.fixture
-def library(tmp_path):
-    """Two whole scans of ScanNet."""
-    source = write_scannet(tmp_path / "scannet", A, B)
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory):
+    """The folder of a library with two whole scans of ScanNet."""
+    folder = tmp_path_factory.mktemp("imported")
+    source = write_scannet(folder / "scannet", A, B)
     (source / "scannetv2_train.txt").write_text(B)
-    assert scannet.main([str(source), "-o", str(tmp_path / "a library")]) == 0
-    return Library(tmp_path / "a library")
+    assert scannet.main([str(source), "-o", str(folder / "library")]) == 0
+    return folder / "library"
+
+
+@pytest.fixture
+def library(imported, tmp_path):
+    """A copy that a test may damage."""
+    return Library(shutil.copytree(imported, tmp_path / "a library"))
 
 
 def run(library, *options):
