@@ -149,7 +149,8 @@ def geometry_features_of(
             f"scan {scan.name}: its mesh has no colours, and the network in {checkpoint} reads "
             "them: pretrain one with voxels.channels=[normal]"
         )
-    values = geometry_features(mesh, segments, loaded.network, voxels, config)
+    network: SparseUNet = loaded.network  # type: ignore[assignment]  # `_load` has checked it
+    values = geometry_features(mesh, segments, network, voxels, config)
     seen = np.ones(segments.count, bool)
     features = SegmentFeatures(_half(scan, values), seen, seen.astype(np.int32))
     return _saved(path, identity, features)

@@ -50,7 +50,7 @@ CANDIDATES = 4  # points looked up for each match wanted: some have no partner, 
 
 @dataclass(frozen=True, slots=True)
 class PretrainConfig:
-    """The published training, on AdamW and a rising and falling learning rate instead of SGD."""
+    """The settings of the published training, but for the slower decay of its learning rate."""
 
     voxels: VoxelsConfig = field(default_factory=lambda: VoxelsConfig(voxel_size_m=0.025))
     network: SparseUNetConfig = field(default_factory=SparseUNetConfig)
@@ -65,7 +65,14 @@ class PretrainConfig:
     )
     contexts: SceneContextsConfig = field(default_factory=SceneContextsConfig)
     learner: LearnerConfig = field(
-        default_factory=lambda: LearnerConfig(steps=100_000, batch_size=32, learning_rate=1e-3)
+        default_factory=lambda: LearnerConfig(
+            steps=100_000,
+            batch_size=32,
+            optimizer="sgd",
+            learning_rate=0.1,
+            weight_decay=1e-4,
+            schedule="poly",
+        )
     )
 
     def __post_init__(self) -> None:
