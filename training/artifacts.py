@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,14 +40,22 @@ class Identity:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:HASH_DIGITS]
 
     def to_json(self) -> str:
-        """The same text for the same identity, whatever the order of the keys."""
+        """The same text for the same identity, whatever the order of the keys.
+
+        Raises InputError for settings that are not finite.
+        """
         parts = {
             "step": self.step,
             "settings": self.settings,
             "inputs": self.inputs,
             "seed": self.seed,
         }
-        return json.dumps(parts, sort_keys=True, allow_nan=False)
+        try:
+            return json.dumps(parts, sort_keys=True, allow_nan=False)
+        except ValueError as error:
+            raise InputError(
+                f"settings of {self.step}: expected finite numbers, got {dict(self.settings)}"
+            ) from error
 
 
 def file_hash(path: Path) -> str:
@@ -69,10 +77,16 @@ def save_artifact(path: Path, identity: Identity, **arrays: np.ndarray) -> None:
         raise InputError(f"{path.parent}: cannot be made ({error.strerror})") from error
     about = {
         _IDENTITY: np.array(identity.to_json()),
-        _PROVENANCE: np.array(json.dumps(provenance(), sort_keys=True)),
+        _PROVENANCE: np.array(_provenance()),
     }
     with whole_file(path) as file:
         np.savez_compressed(file, **about, **arrays)
+
+
+@cache
+def _provenance() -> str:
+    """The same for all that a process writes; asking git for each file would cost more than it."""
+    return json.dumps(provenance(), sort_keys=True)
 
 
 def load_artifact(path: Path) -> dict[str, np.ndarray]:

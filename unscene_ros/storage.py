@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 UNKNOWN_COLOR = 128  # one single colour everywhere means that colour is unknown
 MESH_FORMATS = (".ply", ".obj", ".glb", ".stl", ".pcd")
 MESH_FILE, INSTANCES_FILE = "mesh.ply", "instances.npz"
-DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
+# RuntimeError: a wrong byte of a zip file may read as a password or an unknown compression.
+DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
