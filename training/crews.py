@@ -237,14 +237,14 @@ class RayCluster:
 
 def _connect(ray: Any, address: str) -> None:
     if address == LOCAL:
-        ray.init(address=LOCAL, include_dashboard=False, logging_level=logging.WARNING)
+        ray.init(address=LOCAL, include_dashboard=False, logging_level=logging.ERROR)
         return
-    host, colon, port = address.rpartition(":")
+    host, _, port = address.rpartition("/")[2].rpartition(":")
     try:
-        if colon and port.isdigit() and "/" not in host:  # Ray itself tries for many minutes
+        if port.isdigit():  # Ray itself would try for many minutes
             socket.create_connection((host, int(port)), _CONNECT_S).close()
         ray.init(address=address, logging_level=logging.WARNING)
-    except (OSError, ImportError, RuntimeError, ValueError) as error:
+    except (OSError, ImportError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise InputError(
             f"--ray {address}: expected HOST:PORT as `ray start --head` prints it, or '{LOCAL}', "
             f"got: {_first_line(error)}"
