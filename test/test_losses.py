@@ -43,7 +43,7 @@ def random_projections(scenes=2, bins=6) -> list[torch.Tensor]:
 
 def require_gradients(predictions) -> list[MaskPrediction]:
     return [
-        MaskPrediction(*(tuple(x.clone().requires_grad_() for x in part) for part in layer))
+        MaskPrediction(*(tuple(x.clone().requires_grad_() for x in part) for part in layer[:2]))
         for layer in predictions
     ]
 
@@ -75,7 +75,7 @@ def loss_by_loops(predictions, targets, sizes, config, projections=None) -> dict
     for layer in predictions:
         sums = dict.fromkeys(parts, 0.0)
         pairs = queries = 0.0
-        for b, (class_logits, mask_logits) in enumerate(zip(*layer, strict=True)):
+        for b, (class_logits, mask_logits) in enumerate(zip(*layer[:2], strict=True)):
             weights = torch.ones(len(sizes[b]))
             if config.segment_weights == "size":
                 weights = sizes[b] / sizes[b].float().mean()
@@ -198,7 +198,7 @@ def gradients_of_query(
     """(of its class, of its mask): sums of absolute gradients."""
     predictions = one_layer([[1.0, 0.0], [0.5, 0.0]], masks)
     instance_loss(predictions, targets, sizes, LossConfig(**fields))["total"].backward()
-    ((class_logits,), (mask_logits,)) = predictions[0]
+    (class_logits,), (mask_logits,), _ = predictions[0]
     return class_logits.grad[query].abs().sum().item(), mask_logits.grad[query].abs().sum().item()
 
 
@@ -305,7 +305,7 @@ def test_empty_scenes_have_a_finite_loss_alone_and_in_a_batch(case, weights, kin
     queries, count, segments = EMPTY[case]
     empty = MaskPrediction((torch.randn(queries, 2),), (torch.randn(queries, segments),))
     (full,), targets, sizes = random_batch(scenes=1, layers=1, targets=(3,))
-    batch = MaskPrediction(*(one + other for one, other in zip(empty, full, strict=True)))
+    batch = MaskPrediction(*(one + other for one, other in zip(empty[:2], full[:2], strict=True)))
     masks = [torch.zeros(count, segments, dtype=torch.bool), *targets]
     sizes = [torch.zeros(segments, dtype=torch.int64), *sizes]
     occupied = random_projections(1)[0]
@@ -358,11 +358,11 @@ def test_gradients_are_those_of_finite_differences(kind):
 def test_half_precision_and_autocast_compute_in_single():
     predictions, targets, sizes = random_batch()
     half = [
-        MaskPrediction(*(tuple(x.bfloat16() for x in part) for part in layer))
+        MaskPrediction(*(tuple(x.bfloat16() for x in part) for part in layer[:2]))
         for layer in predictions
     ]
     rounded = [
-        MaskPrediction(*(tuple(x.float() for x in part) for part in layer)) for layer in half
+        MaskPrediction(*(tuple(x.float() for x in part) for part in layer[:2])) for layer in half
     ]
     expected = instance_loss(rounded, targets, sizes, SMALL)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -485,3 +485,50 @@ def test_two_processes_learn_what_one_learns_from_the_joined_batch(tmp_path):
             shared = torch.load(tmp_path / f"{rank}.pt")[kind]
             for parameter, gradient in zip(network.parameters(), shared, strict=True):
                 torch.testing.assert_close(gradient, parameter.grad, rtol=1e-5, atol=1e-7)
+
+
+# Queries that start at segments
+
+
+def started(predictions, starts) -> list[MaskPrediction]:
+    return [layer._replace(starts=tuple(map(torch.tensor, starts))) for layer in predictions]
+
+
+@pytest.mark.parametrize("weights", ["equal", "size"])
+def test_first_masks_learn_the_target_that_their_query_starts_in(weights):
+    predictions, targets, sizes = random_batch()
+    starts = ((0, 1, 2, 3, 3), (6, 5, 4, 3, 2))
+    config = dataclasses.replace(SMALL, segment_weights=weights, start_weight=3.0)
+    expected = 0.0
+    for b, segments in enumerate(starts):
+        weight = sizes[b] / sizes[b].float().mean() if weights == "size" else torch.ones(len(SIZES))
+        for query, segment in enumerate(segments):
+            holding = [target.float() for target in targets[b] if target[segment]]
+            if holding:
+                logits, first = predictions[0].mask_logits[b][query], holding[0]
+                bce = (weight * (softplus(logits) - logits * first)).sum() / len(SIZES)
+                dice = dice_by_loops(logits.sigmoid(), first, weight)
+                expected += config.bce_weight * bce + config.dice_weight * dice
+    losses = instance_loss(started(predictions, starts), targets, sizes, config)
+    torch.testing.assert_close(losses["start"], 3.0 * expected / 10)
+    without = dataclasses.replace(config, start_weight=0.0)
+    others = instance_loss(predictions, targets, sizes, without)
+    torch.testing.assert_close(losses["total"], others["total"] + losses["start"])
+
+
+def test_queries_that_start_outside_of_all_targets_learn_nothing_from_it():
+    predictions, _, sizes = random_batch()
+    predictions = require_gradients(predictions)
+    nothing = [torch.zeros(count, len(SIZES), dtype=torch.bool) for count in (2, 0)]
+    config = dataclasses.replace(SMALL, start_weight=1.0, kind="baseline")
+    starts = ((0, 1, 2, 3, 3), (6, 5, 4, 3, 2))
+    start = instance_loss(started(predictions, starts), nothing, sizes, config)["start"]
+    start.backward()
+    assert start == 0
+    assert not any(logits.grad.any() for logits in predictions[0].mask_logits)
+
+
+def test_without_starts_there_is_no_loss_of_starts():
+    predictions, targets, sizes = random_batch()
+    with pytest.raises(InputError, match="where queries start"):
+        instance_loss(predictions, targets, sizes, dataclasses.replace(SMALL, start_weight=1.0))

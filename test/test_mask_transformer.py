@@ -281,7 +281,7 @@ def test_scenes_of_hardly_any_voxels_have_a_query_for_each(training, count):
     voxels, network = scene(count), decoder(training)
     segments = torch.arange(count)
     for prediction in network(feature_maps(voxels), segments, [count]):
-        (class_logits,), (mask_logits,) = prediction
+        (class_logits,), (mask_logits,), _ = prediction
         assert class_logits.shape == (count, 3)
         assert mask_logits.shape == (count, count)
         assert class_logits.isfinite().all() and mask_logits.isfinite().all()

@@ -7,7 +7,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from training.artifacts import Identity, file_hash
+from training.artifacts import Identity
 from training.fan_out import add_fan_out_options, failures_at_end, for_each
 from training.scans.library import Library, Scan
 from unscene_ros.fusion import FusionConfig
@@ -19,17 +19,8 @@ STEP = "fuse"
 
 
 def fused_identity(scan: Scan, config: FusionConfig) -> Identity:
-    """Of the mesh; the frames are known by their poses and by the sizes of their depth pictures."""
-    poses = {path.name: file_hash(path) for path in sorted((scan.folder / "pose").glob("*.txt"))}
-    if (scan.folder / "poses.txt").exists():
-        poses["poses.txt"] = file_hash(scan.folder / "poses.txt")
-    depths = {
-        path.name: str(path.stat().st_size) for path in sorted((scan.folder / "depth").glob("*"))
-    }
-    frames = Identity(
-        "frames", {}, poses | {f"depth/{name}": size for name, size in depths.items()}
-    )
-    return Identity(STEP, to_dict(config), {"frames": frames.hash})
+    """Of the mesh."""
+    return Identity(STEP, to_dict(config), {"frames": scan.frames_hash})
 
 
 def fuse_scan(scan: Scan, config: FusionConfig) -> None:

@@ -89,6 +89,11 @@ class Scan:
         return self.folder.name
 
     @property
+    def library(self) -> Path:
+        """The root of the library that it is in."""
+        return self.folder.parent.parent
+
+    @property
     def mesh_path(self) -> Path:
         """Where its surface is, or would be."""
         return self.folder / MESH_FILE
@@ -108,7 +113,7 @@ class Scan:
         if not self.mesh_path.exists():
             raise InputError(
                 f"scan {self.name}: no {MESH_FILE}: fuse its frames with python -m "
-                f"training.scans.fuse {self.folder.parent.parent}"
+                f"training.scans.fuse {self.library}"
             )
 
     def write_mesh(self, mesh: Mesh, identity: Identity) -> None:
@@ -129,6 +134,16 @@ class Scan:
     def is_from(self, identity: Identity) -> bool:
         """Whether the surface is there, made in this very way."""
         return self.about() == json.loads(identity.to_json())
+
+    @cached_property
+    def frames_hash(self) -> str:
+        """Of what poses and intrinsics say, and of the pictures' names and sizes."""
+        texts = [*self.folder.glob("*.txt"), *(self.folder / "pose").glob("*.txt")]
+        pictures = [*(self.folder / "color").glob("*"), *(self.folder / "depth").glob("*")]
+        files = {str(path.relative_to(self.folder)): file_hash(path) for path in texts}
+        for path in pictures:
+            files[str(path.relative_to(self.folder))] = str(path.stat().st_size)
+        return Identity("frames", {}, files).hash
 
     def has_frames(self) -> bool:
         """Whether there are pictures at all."""

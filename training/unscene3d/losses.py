@@ -42,6 +42,10 @@ class LossConfig:
     find_min_voxels: int = 100  # 0.04 m² of surface with voxels of 2 cm
     find_max_share: float = 0.3  # of the scene's voxels
     projection_bin_voxels: int = 2  # width of the bins on each axis
+    # For networks whose queries start at segments: of the mask losses of the first prediction of
+    # each query against the target that it starts in. Many queries share a target here, so that
+    # features learn from all of them; 0: without, as in the paper.
+    start_weight: float = 0.0
 
 
 class _Scene(NamedTuple):
@@ -52,6 +56,7 @@ class _Scene(NamedTuple):
     targets: Tensor  # (K, S) of 0 and 1
     sizes: Tensor  # (S,)
     occupied: Tensor | None  # (3, S, bins) bool
+    starts: Tensor | None  # (Q,) segments
 
 
 def instance_loss(
@@ -62,7 +67,7 @@ def instance_loss(
     projections: Sequence[Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The "total" and the weighted parts that it is the sum of: "class", "bce" and "dice", or
-    "class" and "projection".
+    "class" and "projection"; and "start", if it has a weight.
 
     Sums over the layers' predictions; each is an average over the pairs (class: the weighted
     queries) of the whole batch, dropped ones too, so that what is left does not weigh more. Of all
@@ -80,13 +85,14 @@ def instance_loss(
             mask_logits = _stack([layer.mask_logits[b] for layer in predictions])
             masks, sizes = masks.to(mask_logits), sizes.to(mask_logits)
             occupied = projections[b].to(masks.device) if projections is not None else None
-            scenes.append(_Scene(class_logits, mask_logits, masks, sizes, occupied))
-        pairs, queries = _totals(scenes, config)
+            starts = predictions[0].starts[b] if config.start_weight else None
+            scenes.append(_Scene(class_logits, mask_logits, masks, sizes, occupied, starts))
+        totals = _totals(scenes, config)
         losses = [_scene_losses(scene, config) for scene in scenes]
         parts = {}
         for name in losses[0]:
             loss = torch.stack([of_scene[name] for of_scene in losses]).sum()
-            parts[name] = loss / (queries if name == "class" else pairs)
+            parts[name] = loss / totals.get(name, totals["pairs"])
         return {"total": torch.stack([*parts.values()]).sum(), **parts}
 
 
@@ -113,10 +119,11 @@ def _stack(layers: list[Tensor]) -> Tensor:
     return stacked.to(torch.promote_types(stacked.dtype, torch.float32))
 
 
-def _totals(scenes: Sequence[_Scene], config: LossConfig) -> tuple[Tensor, Tensor]:
-    """(pairs, weighted queries) of one layer of the whole batch, per process on average.
+def _totals(scenes: Sequence[_Scene], config: LossConfig) -> dict[str, Tensor]:
+    """What parts are divided by, of one layer of the whole batch, per process on average.
 
-    They do not depend on the layer: a query weighs 1 in a pair and `no_object_weight` outside.
+    pairs; class: queries, weighted; start: queries. They do not depend on the layer: a query weighs
+    1 in a pair and `no_object_weight` outside.
     """
     queries = [scene.mask_logits.shape[1] for scene in scenes]
     pairs = [min(len(scene.targets), own) for scene, own in zip(scenes, queries, strict=True)]
@@ -127,7 +134,11 @@ def _totals(scenes: Sequence[_Scene], config: LossConfig) -> tuple[Tensor, Tenso
         processes = torch.distributed.get_world_size()
     paired, asked = totals
     weighted = paired + config.no_object_weight * (asked - paired)
-    return paired.clamp(min=1) / processes, torch.where(weighted > 0, weighted, 1) / processes
+    return {
+        "pairs": paired.clamp(min=1) / processes,
+        "class": torch.where(weighted > 0, weighted, 1) / processes,
+        "start": asked.clamp(min=1) / processes,
+    }
 
 
 def _scene_losses(scene: _Scene, config: LossConfig) -> dict[str, Tensor]:
@@ -157,7 +168,24 @@ def _scene_losses(scene: _Scene, config: LossConfig) -> dict[str, Tensor]:
         bce = binary_cross_entropy_with_logits(logits, masks, weights, reduction="sum")
         parts["bce"] = config.bce_weight * bce / max(len(weights), 1)
         parts["dice"] = config.dice_weight * _dice(logits.sigmoid(), masks, weights).sum()
+    if config.start_weight:
+        parts["start"] = config.start_weight * _start_loss(scene, weights, config)
     return parts
+
+
+def _start_loss(scene: _Scene, weights: Tensor, config: LossConfig) -> Tensor:
+    """Mask losses of first predictions against the targets that their queries start in, summed."""
+    assert scene.starts is not None
+    holding = scene.targets[:, scene.starts]
+    inside = holding.any(0).nonzero()[:, 0]
+    if not len(inside):
+        return scene.mask_logits.sum() * 0
+    # Targets come best first; of those that overlap the first one counts.
+    masks = scene.targets[holding[:, inside].argmax(0)]
+    logits = scene.mask_logits[0, inside]
+    bce = binary_cross_entropy_with_logits(logits, masks, weights, reduction="sum")
+    dice = _dice(logits.sigmoid(), masks, weights).sum()
+    return config.bce_weight * bce / max(len(weights), 1) + config.dice_weight * dice
 
 
 def _matches(scene: _Scene, segment_weights: Tensor, config: LossConfig) -> Matches:
@@ -252,6 +280,8 @@ def _check(
             f"object_class: expected one of the network's {classes} classes, counted from 0, "
             f"got {config.object_class}"
         )
+    if config.start_weight and not predictions[0].starts:
+        raise InputError("start_weight: expected predictions that tell where queries start")
     if config.kind == "projection" and projections is None:
         raise InputError("instance_loss: the kind 'projection' needs projections of all scenes")
     for b, (masks, sizes) in enumerate(zip(targets, segment_sizes, strict=True)):

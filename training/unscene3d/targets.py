@@ -35,18 +35,20 @@ def target_masks(
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] >= config.min_score]
     extent = np.maximum(np.ptp(mesh.vertices[:, :2], axis=0), 1e-6) if len(mesh.vertices) else 1
-    sizes = np.maximum(np.bincount(segments.of_vertex, minlength=segments.count), 1)
     chosen = []
     for mask in masks[order]:
-        if not mask.any():
-            continue
-        reach = np.ptp(mesh.vertices[mask, :2], axis=0) / extent
-        if (reach > config.max_extent).any():
-            continue
-        inside = np.bincount(segments.of_vertex[mask], minlength=segments.count)
-        target = inside / sizes > config.min_share
-        if target.any():
-            chosen.append(target)
-    if not chosen:
-        return np.zeros((0, segments.count), bool)
-    return np.stack(chosen[: config.max_masks])
+        reach = np.ptp(mesh.vertices[mask, :2], axis=0) / extent if mask.any() else np.inf
+        chosen.append(bool((reach <= config.max_extent).all()))
+    targets = masks_over_segments(masks[order[chosen]], segments, config.min_share)
+    return targets[targets.any(axis=1)][: config.max_masks]
+
+
+def masks_over_segments(
+    masks: np.ndarray, segments: Segments, min_share: float = 0.5
+) -> np.ndarray:
+    """(K, S) bool from (K, V) bool: the segments of which a mask holds more than a share."""
+    sizes = np.maximum(np.bincount(segments.of_vertex, minlength=segments.count), 1)
+    shares = [
+        np.bincount(segments.of_vertex[mask], minlength=segments.count) / sizes for mask in masks
+    ]
+    return np.array(shares).reshape(len(masks), segments.count) > min_share

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,11 @@ class MaskTransformerConfig:
     heads: int = 8
     feedforward_width: int = 1024
     rounds: int = 3  # over all levels, with the same weights
+    # points: queries start empty, at voxels far from each other, as in the published weights.
+    # segments: they also hold the mask features of the segment there, and mask features tell where
+    # a segment is; so their first masks are what looks like this segment and is near it.
+    start: Literal["points", "segments"] = "points"
+    place_scale_voxels: float = 50.0  # start at segments: places a fifth of it apart differ
     # Voxels of each level that queries may see in training, drawn anew for each layer. The finest
     # map is not among them: it makes the masks.
     sampled_voxels: tuple[int, ...] = (200, 800, 3200, 12800)
@@ -53,11 +58,12 @@ class MaskPrediction(NamedTuple):
     """What one layer says of each scene of the batch, with Q queries and S segments.
 
     class_logits (Q, classes + 1), the last one is "no object"; mask_logits (Q, S), above 0 where a
-    segment belongs to the mask.
+    segment belongs to the mask; starts (Q,), the segment in which each query starts.
     """
 
     class_logits: tuple[Tensor, ...]
     mask_logits: tuple[Tensor, ...]
+    starts: tuple[Tensor, ...] = ()
 
 
 class _View(NamedTuple):
@@ -102,6 +108,9 @@ class MaskTransformer(nn.Module):
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
         )
         self.class_embed_head = nn.Linear(width, config.classes + 1)
+        if config.start == "segments":
+            self.place_encoding = FourierEncoding(width, config.frequency_spread)
+            self.place_projection = nn.Linear(width, width)
 
     def forward(
         self,
@@ -123,18 +132,28 @@ class MaskTransformer(nn.Module):
         total = sum(segment_counts)
         segments = number_across_scenes(root, segment_of_voxel, segment_counts)
         features = segment_means(self.mask_features_head(maps[-1]).features, segments, total)
+        cells = _cells(root, self.pos_enc.gauss_B.dtype)
+        if self.config.start == "segments":
+            places = segment_means(cells.features, segments, total)
+            encoded = self.place_encoding(places / self.config.place_scale_voxels)
+            features = features + self.place_projection(encoded)
         segment_features = features.split(list(segment_counts))
 
-        cells = _cells(root, self.pos_enc.gauss_B.dtype)
         views = self._views(maps, cells, SegmentShares.of_root(root, segments, total))
-        positions = self._query_positions(cells, generator)
+        voxels = self._starting_voxels(cells, generator)
+        ids = segment_of_voxel.long().split(root.scene_sizes)
+        starts = tuple(of_scene[rows] for of_scene, rows in zip(ids, voxels, strict=True))
+        positions = self._query_positions(cells, voxels)
         queries = [torch.zeros_like(of_scene) for of_scene in positions]
-        predictions = [self._predict(queries, segment_features)]
+        if self.config.start == "segments":
+            scenes = zip(segment_features, starts, strict=True)
+            queries = [of_scene[segment] for of_scene, segment in scenes]
+        predictions = [self._predict(queries, segment_features, starts)]
         for _ in range(self.config.rounds):
             for layer, view in enumerate(views):
                 hidden = view.hidden(predictions[-1].mask_logits)
                 queries = self._attend(layer, queries, positions, view, hidden, generator)
-                predictions.append(self._predict(queries, segment_features))
+                predictions.append(self._predict(queries, segment_features, starts))
         return predictions
 
     def _views(
@@ -148,20 +167,24 @@ class MaskTransformer(nn.Module):
             views.append(_View(tensor.of_scenes(), positions.of_scenes(), shares))
         return views[::-1]
 
-    def _query_positions(
+    def _starting_voxels(
         self, cells: SparseTensor, generator: torch.Generator | None
     ) -> list[Tensor]:
-        """(Q, C) for each scene: the encoded positions of voxels far from each other."""
+        """(Q,) for each scene: rows of voxels far from each other."""
         chosen = []
-        in_box = cells.with_features(_in_box(cells))
-        for scene, positions in zip(cells.of_scenes(), in_box.of_scenes(), strict=True):
-            start = 0
+        for scene in cells.of_scenes():
+            first = 0
             if self.training and len(scene):
                 device = scene.device
-                start = int(torch.randint(len(scene), (), generator=generator, device=device))
-            encoded = self.pos_enc(positions[farthest_points(scene, self.config.queries, start)])
-            chosen.append(self.query_projection(encoded[:, :, None])[:, :, 0])
+                first = int(torch.randint(len(scene), (), generator=generator, device=device))
+            chosen.append(farthest_points(scene, self.config.queries, first))
         return chosen
+
+    def _query_positions(self, cells: SparseTensor, starts: Sequence[Tensor]) -> list[Tensor]:
+        """(Q, C) for each scene: the encoded positions of the voxels where queries start."""
+        in_box = cells.with_features(_in_box(cells)).of_scenes()
+        encoded = [self.pos_enc(scene[rows]) for scene, rows in zip(in_box, starts, strict=True)]
+        return [self.query_projection(places[:, :, None])[:, :, 0] for places in encoded]
 
     def _attend(
         self,
@@ -190,13 +213,17 @@ class MaskTransformer(nn.Module):
         return attended
 
     def _predict(
-        self, queries: Sequence[Tensor], segment_features: Sequence[Tensor]
+        self,
+        queries: Sequence[Tensor],
+        segment_features: Sequence[Tensor],
+        starts: tuple[Tensor, ...],
     ) -> MaskPrediction:
         normalized = [self.decoder_norm(of_scene) for of_scene in queries]
         masks = zip(normalized, segment_features, strict=True)
         return MaskPrediction(
             tuple(self.class_embed_head(of_scene) for of_scene in normalized),
             tuple(self.mask_embed_head(of_scene) @ features.T for of_scene, features in masks),
+            starts,
         )
 
 
@@ -254,6 +281,11 @@ def _check_settings(channels: Sequence[int], config: MaskTransformerConfig) -> N
         raise InputError(
             f"mask transformer: expected at least one class, query, head, channel and sampled "
             f"voxel, got {config}"
+        )
+    if not config.place_scale_voxels > 0:
+        raise InputError(
+            f"mask transformer: expected a positive place_scale_voxels, "
+            f"got {config.place_scale_voxels}"
         )
     if config.width % config.heads or config.width % 2:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Residual U-Nets on sparse voxels: Res16UNet14A, 18A and 34C, and MinkUNet18C.
+"""Residual U-Nets on sparse voxels: Res16UNet14A, 14S, 18A and 34C, and MinkUNet18C.
 
 In: voxels with a few channels, colours for instance. Out: features or class scores on the same
 voxels. Four steps of stride 2 lead down and four back up, where each level joins what it had on the
@@ -22,7 +22,9 @@ from unscene_ros.models.sparse_layers import (
 from unscene_ros.models.sparse_tensor import SparseTensor, concatenate
 from unscene_ros.scene import InputError
 
-SparseUNetName = Literal["Res16UNet14A", "Res16UNet18A", "Res16UNet34C", "MinkUNet18C"]
+SparseUNetName = Literal[
+    "Res16UNet14A", "Res16UNet18A", "Res16UNet34C", "MinkUNet18C", "Res16UNet14S"
+]
 
 STEM_CHANNELS = 32
 DOWN = ("conv1p1s2", "conv2p2s2", "conv3p4s2", "conv4p8s2")
@@ -42,6 +44,8 @@ ARCHITECTURES: dict[SparseUNetName, Stages] = {
     "Res16UNet18A": Stages((*ENCODER_CHANNELS, 128, 128, 96, 96), (2, 2, 2, 2, 2, 2, 2, 2)),
     "Res16UNet34C": Stages((*ENCODER_CHANNELS, 256, 128, 96, 96), (2, 3, 4, 6, 2, 2, 2, 2)),
     "MinkUNet18C": Stages((*ENCODER_CHANNELS, 192, 192, 128, 128), (2, 2, 2, 2, 2, 2, 2, 2)),
+    # Ours, for processors: narrow where there are many voxels.
+    "Res16UNet14S": Stages((*ENCODER_CHANNELS, 128, 96, 64, 48), (1, 1, 1, 1, 1, 1, 1, 1)),
 }
 
 

@@ -1,0 +1,215 @@
+"""Pseudo masks -> the network of the last round: train, let it add masks, train again.
+
+One command for all rounds, which goes on wherever it was stopped. The result is the checkpoint of
+the last round, never one chosen by truth, which is not looked at here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from training.artifacts import Identity, file_hash, load_artifact, unpack_masks
+from training.fan_out import Failure, add_fan_out_options, failures_at_end, for_each
+from training.scans.library import Library, Scan
+from training.unscene3d.export import export, export_identity
+from training.unscene3d.pseudo_masks import find_pseudo_masks
+from training.unscene3d.recipe import UnScene3DConfig, add_recipe_options, chosen_recipe
+from training.unscene3d.samples import TrainingScene
+from training.unscene3d.targets import target_masks
+from training.unscene3d.train import CHECKPOINT_FILE, train, training_identity
+from unscene_ros.scene import InputError
+from unscene_ros.storage import prepare_output_folder, whole_file
+
+REPORT_FILE = "rounds.json"
+
+
+def self_train(
+    library: Library,
+    names: list[str],
+    config: UnScene3DConfig,
+    folder: Path,
+    initial: Path | None = None,
+    workers: int = 1,
+    ray: str | None = None,
+) -> tuple[Path, list[Failure]]:
+    """(the checkpoint of the last round, scans that had to be left out).
+
+    folder gets round_1, round_2, ... with their logs and checkpoints, rounds.json and the last
+    checkpoint. initial: weights to start from. Raises InputError when no scan has pseudo masks.
+    """
+    if config.rounds < 1:
+        raise InputError(f"rounds: expected 1 or more, got {config.rounds}")
+    scans = {name: library.scan(name) for name in names}
+    first, failures = _first_masks(scans, config)
+    masks, checkpoint, report = first, initial, []
+    for number in range(1, config.rounds + 1):
+        if number > 1:
+            assert checkpoint is not None
+            masks, failed = _next_masks(scans, config, first, checkpoint, workers, ray)
+            failures += failed
+        checkpoint = train_round(number, scans, masks, config, folder, checkpoint)
+        report.append(_summary(number, scans, masks, checkpoint))
+        with whole_file(folder / REPORT_FILE) as file:
+            file.write(json.dumps(report, indent=2).encode())
+    assert checkpoint is not None
+    with whole_file(folder / CHECKPOINT_FILE) as file, checkpoint.open("rb") as last:
+        shutil.copyfileobj(last, file)
+    return folder / CHECKPOINT_FILE, failures
+
+
+def _first_masks(
+    scans: Mapping[str, Scan], config: UnScene3DConfig
+) -> tuple[dict[str, Identity], list[Failure]]:
+    """The identity of each scan's pseudo masks; scans without any are failures."""
+    masks, failures = {}, []
+    for name, scan in scans.items():
+        try:
+            masks[name] = find_pseudo_masks(scan, config)
+        except InputError as error:
+            failures.append(Failure(name, str(error)))
+    return masks, failures
+
+
+def _next_masks(
+    scans: Mapping[str, Scan],
+    config: UnScene3DConfig,
+    first: Mapping[str, Identity],
+    checkpoint: Path,
+    workers: int,
+    ray: str | None,
+) -> tuple[dict[str, Identity], list[Failure]]:
+    """As `_first_masks`, with what the network of the last round adds."""
+    work = partial(_export, config=config, checkpoint=checkpoint)
+    items = [(name, (scans[name], identity)) for name, identity in first.items()]
+    failures = for_each(items, work, workers, ray, "adding masks")
+    failed = {failure.name for failure in failures}
+    masks = {
+        name: export_identity(scans[name], config, identity, checkpoint)
+        for name, identity in first.items()
+        if name not in failed
+    }
+    return masks, failures
+
+
+def _export(item: tuple[Scan, Identity], config: UnScene3DConfig, checkpoint: Path) -> None:
+    export(*item, config, checkpoint)
+
+
+def train_round(
+    number: int,
+    scans: Mapping[str, Scan],
+    masks: Mapping[str, Identity],
+    config: UnScene3DConfig,
+    folder: Path,
+    initial: Path | None,
+) -> Path:
+    """The checkpoint of one round, trained on masks of these identities."""
+    target_hashes = {
+        name: Identity("scene", {}, {
+            "mesh": scans[name].mesh_hash, "masks": identity.hash
+        }).hash
+        for name, identity in masks.items()
+    }  # fmt: skip
+    # Without a mask there is nothing to learn from a scan: what it misses is not punished.
+    names = [name for name in masks if len(_read_masks(scans[name], masks[name])["scores"])]
+
+    def load(name: str) -> TrainingScene:
+        return labelled_scene(scans[name], masks[name], config)
+
+    learner = config.first_round if number == 1 else config.later_rounds
+    identity = training_identity(config, learner, target_hashes, initial)
+    return train(names, load, config, learner, folder / f"round_{number}", identity, initial)
+
+
+def labelled_scene(scan: Scan, masks: Identity, config: UnScene3DConfig) -> TrainingScene:
+    """A scan with the masks of this identity as targets over the network's segments."""
+    mesh = scan.mesh()
+    segments = scan.segments(config.oversegmentation, mesh)
+    arrays = _read_masks(scan, masks)
+    of_vertices = unpack_masks(arrays["masks"], len(mesh.vertices))
+    targets = target_masks(of_vertices, arrays["scores"], mesh, segments, config.targets)
+    return TrainingScene(scan.name, mesh, segments, targets)
+
+
+def _read_masks(scan: Scan, identity: Identity) -> dict[str, np.ndarray]:
+    return load_artifact(scan.result_path("masks", identity, identity.step))
+
+
+def _summary(
+    number: int, scans: Mapping[str, Scan], masks: Mapping[str, Identity], checkpoint: Path
+) -> dict[str, Any]:
+    """What a round learned from: how many masks, from where, how much they cover, their scores."""
+    sources: dict[str, int] = {}
+    covered, scores = [], []
+    for name, identity in masks.items():
+        arrays = _read_masks(scans[name], identity)
+        for source, count in zip(*np.unique(arrays["sources"], return_counts=True), strict=True):
+            sources[str(source)] = sources.get(str(source), 0) + int(count)
+        bits = np.bitwise_or.reduce(arrays["masks"], axis=0) if len(arrays["masks"]) else []
+        covered.append(np.unpackbits(np.asarray(bits, np.uint8)).sum() / max(8 * len(bits), 1))
+        scores.append(arrays["scores"])
+    histogram, _ = np.histogram(np.concatenate(scores or [[]]), bins=10, range=(0, 1))
+    return {
+        "round": number,
+        "scans": len(masks),
+        "masks": sources,
+        "covered_share": round(float(np.mean(covered or [0])), 4),
+        "scores_by_tenths": histogram.tolist(),
+        "checkpoint": file_hash(checkpoint),
+    }
+
+
+def _show(report: list[dict[str, Any]]) -> None:
+    table = Table("round", "scans", "masks", "covered", title="what each round learned from")
+    for line in report:
+        masks = ", ".join(f"{count} {source}" for source, count in line["masks"].items())
+        share = f"{100 * line['covered_share']:.0f} %"
+        table.add_row(str(line["round"]), str(line["scans"]), masks, share)
+    Console().print(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0, 1 when scans failed, 2 for a wrong argument."""
+    parser = argparse.ArgumentParser(
+        prog="python -m training.unscene3d.rounds",
+        description="Train on pseudo masks and let the network add masks, round after round. A "
+        "second call goes on where the first was stopped.",
+    )
+    parser.add_argument("library", type=Path, metavar="LIBRARY")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN")
+    parser.add_argument("--split", default="", metavar="NAME", help="only these scans")
+    parser.add_argument(
+        "--initial", type=Path, metavar="CHECKPOINT", help="weights to start from, or a backbone's"
+    )
+    add_recipe_options(parser)
+    add_fan_out_options(parser)
+    options = parser.parse_args(arguments)
+    try:
+        config = chosen_recipe(options)
+        library = Library(options.library)
+        names = library.names(options.split)
+        prepare_output_folder(options.output)
+        checkpoint, failures = self_train(
+            library, names, config, options.output, options.initial, options.workers, options.ray
+        )
+        _show(json.loads((options.output / REPORT_FILE).read_text()))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"checkpoint: {checkpoint}")
+    return failures_at_end(failures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
