@@ -7,6 +7,7 @@ import pytest
 from scipy.spatial import cKDTree
 
 from training.scans import rooms
+from training.scans.library import Library
 from training.scans.procedural import furniture, seating, shapes, small_things
 from training.scans.procedural.architecture import build_shell
 from training.scans.procedural.depth_sensor import (
@@ -485,3 +486,12 @@ def test_a_folder_that_cannot_be_written_is_reported_and_the_others_are_written(
     assert run(tmp_path, "3", "4") == 1
     assert "room_00003" in capsys.readouterr().err
     assert (tmp_path / "room_00004" / "gt.npz").exists()
+
+
+def test_rooms_become_a_split_of_a_library(tmp_path):
+    assert run(tmp_path, "3-4", "--split", "train") == 0
+    library = Library(tmp_path)
+    assert library.names("train") == ["room_00003", "room_00004"]
+    assert len(list(library.scan("room_00003").frames())) == 4
+    assert run(tmp_path, "4", "--split", "held_out") == 0
+    assert library.names("held_out") == ["room_00004"]

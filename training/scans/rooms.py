@@ -19,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
+from training.scans.library import LABELS_FILE, SCANS, Library
 from training.scans.procedural.architecture import build_shell
 from training.scans.procedural.depth_sensor import DepthSensorConfig, add_depth_noise
 from training.scans.procedural.furnishing import furnish
@@ -276,6 +277,16 @@ def write_rooms(seeds: Sequence[int], config: RoomConfig, folder: Path) -> list[
     return failures
 
 
+def write_split(seeds: Sequence[int], config: RoomConfig, library: Path, split: str) -> list[str]:
+    """As `write_rooms`, to the scans of a library, and lists them as a split of it."""
+    (library / SCANS).mkdir(parents=True, exist_ok=True)
+    failures = write_rooms(seeds, config, library / SCANS)
+    names = [f"room_{seed:05d}" for seed in seeds]
+    there = [name for name in names if (library / SCANS / name / LABELS_FILE).exists()]
+    Library(library).write_split(split, there)
+    return failures
+
+
 def _seeds(texts: list[str]) -> list[int]:
     """Seeds from numbers and ranges: ["3", "9000-9009"]."""
     seeds: list[int] = []
@@ -298,13 +309,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("seeds", nargs="+", metavar="SEED", help="a number or a range: 0-99")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
+        "--split", metavar="NAME",
+        help="DIR is a library: the rooms become scans of it and are listed as this split",
+    )  # fmt: skip
+    parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
         help="a setting, for example image_width=640 or depth_sensor.max_range_m=6",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     try:
         config = from_dict(RoomConfig, from_assignments(options.set))
-        failures = write_rooms(_seeds(options.seeds), config, options.output)
+        seeds = _seeds(options.seeds)
+        if options.split:
+            failures = write_split(seeds, config, options.output, options.split)
+        else:
+            failures = write_rooms(seeds, config, options.output)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
