@@ -19,6 +19,7 @@ from unscene_ros.nodes.demo.live_run import LiveRun
 from unscene_ros.nodes.demo.node_process import LiveRunFailed
 from unscene_ros.nodes.demo.played_bag import PlayedBag
 from unscene_ros.scene import InputError
+from unscene_ros.segmentation import DEFAULT_SEGMENTER
 from unscene_ros.storage import read_mesh
 
 FRAMES = 15
@@ -58,6 +59,21 @@ def test_a_recording_becomes_markers_and_a_report(bag, tmp_path, capsys):
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert f"{FRAMES} of {FRAMES} frames" in capsys.readouterr().out
     assert not children_of(os.getpid())
+
+
+def test_the_segmenter_of_the_demo_can_be_named(bag, tmp_path, monkeypatch):
+    given = []
+
+    def live_run(_bag, _log_folder, _rate, parameters):
+        given.append(parameters)
+        raise LiveRunFailed("seen enough")
+
+    monkeypatch.setattr(demo, "LiveRun", live_run)
+    arguments = [str(bag), "-o", str(tmp_path)]
+    for more in ([], ["--segmenter", "net.safetensors"]):
+        assert demo.main([*arguments, *more]) == demo.FAILED
+    names = [parameters["segmentation_node"]["checkpoint"] for parameters in given]
+    assert names == [DEFAULT_SEGMENTER, "net.safetensors"]
 
 
 def test_a_node_that_dies_is_named_with_its_last_words(bag, tmp_path):

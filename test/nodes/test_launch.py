@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 import yaml
 
+from unscene_ros.segmentation import DEFAULT_SEGMENTER
+
 REPOSITORY = Path(__file__).parents[2]
 LAUNCH_FILE = REPOSITORY / "launch" / "unscene.launch.py"
 BAG = REPOSITORY / "test" / "data" / "office_kitchen"
@@ -168,6 +170,11 @@ def test_each_node_starts_with_the_arguments_it_gets(ros, launched, executable, 
     ros.start(arguments=launch.ros_arguments(executable))
     node = ros.add(node_of(executable)())
     assert node.get_namespace() == f"/{namespace}"
+    if executable == "segmentation_node":
+        assert node.get_parameter("checkpoint").value == DEFAULT_SEGMENTER
+        devices = ("training_free.image_features.device", "network.device")
+        for device in devices:
+            assert node.get_parameter(f"segmentation.{device}").value == "cpu"
     if executable == "fusion_node":
         assert node.get_parameter("world_frame").value == "odom"
         assert node.get_parameter("fusion.max_megabytes").value == 512.0  # from live.yaml

@@ -202,6 +202,36 @@ def test_keyframes_reach_the_segmenter_and_a_broken_one_does_not(ros, start, seg
     assert segmenter.keyframe_counts == [2]
 
 
+def test_a_network_runs_in_the_node_and_is_told_of(ros, tmp_path, capfd):
+    torch = pytest.importorskip("torch")
+    from unscene_ros.models.checkpoint import make_network, save_checkpoint
+    from unscene_ros.segmentation import SharedConfig
+    from unscene_ros.settings import to_dict
+
+    torch.manual_seed(0)
+    decoder = {"classes": 1, "queries": 6, "width": 16, "feedforward_width": 20, "rounds": 1}
+    network = make_network(
+        "InstanceNetwork", {"backbone": {"architecture": "Res16UNet14A"}, "decoder": decoder}
+    )
+    checkpoint = tmp_path / "tiny.safetensors"
+    save_checkpoint(checkpoint, network, to_dict(SharedConfig()))
+    doubtful_too = "segmentation.network.min_score:=0.0"
+    ros.start(f"checkpoint:={checkpoint}", doubtful_too, "segmentation.network.device:=cpu")
+    node, other = ros.add(segmentation_node.SegmentationNode()), ros.add(Other())
+    ros.spin_until(lambda: other.mesh_publisher.get_subscription_count())
+    colourful = tiles(0, 3)
+    colourful.colors[::2] = 200
+    for revision, mesh in enumerate((colourful, Mesh.empty()), start=1):
+        other.send(mesh, revision)
+        ros.spin_until(lambda revision=revision: len(other.arrays) == revision)
+    full, empty = (array.instances for array in other.arrays)
+    assert len(full) and not len(empty)
+    assert "segmentation" in node._latency.summary()
+    assert not node._drops.counts
+    told = [line for line in capfd.readouterr().err.splitlines() if "segmenter:" in line]
+    assert len(told) == 1 and all(word in told[0] for word in (str(checkpoint), "cpu", "INFO"))
+
+
 def test_an_empty_map_has_no_instances(ros, start):
     _, other = start()
     other.send(Mesh.empty(), revision=1)

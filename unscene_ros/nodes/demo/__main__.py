@@ -39,15 +39,19 @@ BUNDLED_RECORDING = Path(__file__).parents[3] / "test" / "data" / "office_kitche
 FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 
 
-def run_demo(recording: Path, output: Path, rate: float = 1.0) -> dict[str, Any]:
+def run_demo(
+    recording: Path, output: Path, rate: float = 1.0, segmenter: str = DEFAULT_SEGMENTER
+) -> dict[str, Any]:
     """Plays a bag into the live nodes, writes the four files and returns the metrics.
 
+    segmenter: as parameter `checkpoint` of the segmentation node.
     Raises InputError for a bag that cannot be played and LiveRunFailed when the nodes fail.
     """
     prepare_output_folder(output / "logs")
     bag = PlayedBag.open(recording)
     started = time.monotonic()
-    with LiveRun(bag, output / "logs", rate) as run, _progress() as progress:
+    parameters = {"segmentation_node": {"checkpoint": segmenter}}
+    with LiveRun(bag, output / "logs", rate, parameters) as run, _progress() as progress:
         task = progress.add_task("starting", total=bag.depth_pictures)
 
         def show(listener: LiveListener) -> None:
@@ -61,7 +65,7 @@ def run_demo(recording: Path, output: Path, rate: float = 1.0) -> dict[str, Any]
             if run.listener.mesh is not None:  # what came is kept, whatever went wrong
                 write_mesh(output / MESH_FILE, mesh_from_msg(run.listener.mesh))
             raise
-    metrics = _metrics(recording, result, time.monotonic() - started)
+    metrics = _metrics(recording, segmenter, result, time.monotonic() - started)
     save_prediction(output, result.prediction)
     with whole_file(output / "metrics.json") as file:
         file.write(json.dumps(metrics, indent=2).encode())
@@ -71,12 +75,14 @@ def run_demo(recording: Path, output: Path, rate: float = 1.0) -> dict[str, Any]
     return metrics
 
 
-def _metrics(recording: Path, result: LiveResult, duration_s: float) -> dict[str, Any]:
+def _metrics(
+    recording: Path, segmenter: str, result: LiveResult, duration_s: float
+) -> dict[str, Any]:
     """As replay writes them, and what was received."""
     config, prediction = PipelineConfig(), result.prediction
     return {
         "recording": recording.resolve().stem,
-        "segmenter": DEFAULT_SEGMENTER,
+        "segmenter": segmenter,
         "frames": result.frames,
         "map": {"vertices": len(prediction.mesh.vertices), "segments": prediction.segments.count},
         "instances": len(prediction.instances.masks),
@@ -125,9 +131,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("bag", nargs="?", type=Path, default=BUNDLED_RECORDING)
     parser.add_argument("-o", "--output", type=Path, default=Path("output/demo"))
     parser.add_argument("--rate", type=float, default=1.0, help="2 plays twice as fast")
+    parser.add_argument(
+        "--segmenter",
+        default=DEFAULT_SEGMENTER,
+        metavar="NAME",
+        help="training-free, default (the network that comes with the package), or the file of a "
+        f"checkpoint; without it {DEFAULT_SEGMENTER}",
+    )
     options = parser.parse_args(arguments)
     try:
-        metrics = run_demo(options.bag, options.output, options.rate)
+        metrics = run_demo(options.bag, options.output, options.rate, options.segmenter)
     except InputError as error:
         print(f"demo: {error}", file=sys.stderr)
         return USER_MISTAKE
