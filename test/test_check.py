@@ -1,5 +1,7 @@
 """The check of a library: what is there, what is missing, which command makes it."""
 
+import itertools
+import shlex
 import shutil
 
 import pytest
@@ -9,18 +11,23 @@ from scan_sources import write_scannet, write_sens
 from training.scans import check, scannet
 from training.scans.check import Step, find_missing, show, steps
 from training.scans.library import Library
+from training.unscene3d import pseudo_masks
+from training.unscene3d.pretrain import PretrainConfig
+from training.unscene3d.recipe import RECIPES
 from unscene_ros.scene import InputError
+from unscene_ros.settings import from_assignments, from_dict
 
 A, B = "scene0000_00", "scene0001_00"
 
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory):
-    """The folder of a library with two whole scans of ScanNet."""
+    """The folder of a library with two scans of ScanNet that lack nothing of the small recipe."""
     folder = tmp_path_factory.mktemp("imported")
     source = write_scannet(folder / "scannet", A, B)
     (source / "scannetv2_train.txt").write_text(B)
     assert scannet.main([str(source), "-o", str(folder / "library")]) == 0
+    assert pseudo_masks.main([str(folder / "library"), "--recipe", "small"]) == 0
     return folder / "library"
 
 
@@ -31,13 +38,14 @@ def library(imported, tmp_path):
 
 
 def run(library, *options):
-    return check.main([str(library.root), *options])
+    """The exit code, for the recipe whose masks the scans have."""
+    return check.main([str(library.root), "--recipe", "small", *options])
 
 
 def test_nothing_is_missing_from_whole_scans(library, capsys):
     assert run(library) == 0
     output = capsys.readouterr().out
-    assert output.count("2 of 2") == 3 and "python" not in output
+    assert output.count("2 of 2") == 4 and "python" not in output
 
 
 def test_a_split_is_checked_alone(library, capsys):
@@ -77,7 +85,7 @@ def test_what_an_import_left_out_is_told(tmp_path, capsys):
     stream.write_bytes(stream.read_bytes()[:-1500])
     assert scannet.main([str(source), "-o", str(tmp_path / "library"), "--frame-step", "1"]) == 1
     capsys.readouterr()
-    assert run(Library(tmp_path / "library")) == 0
+    run(Library(tmp_path / "library"))
     assert f"incomplete: {A}: " in capsys.readouterr().err
 
 
@@ -85,7 +93,7 @@ def test_an_empty_folder_of_a_scan_lacks_everything(library, capsys):
     (library.root / "scans/new").mkdir()
     assert run(library) == 1
     output = capsys.readouterr().out
-    assert output.count("2 of 3") == 3
+    assert output.count("2 of 3") == 4
     assert output.count(f"python -m training.scans.rooms 0-99 -o '{library.root}'/scans") == 2
 
 
@@ -111,8 +119,36 @@ def test_commands_are_never_wrapped(library, capsys):
     assert f"  {long_command}\n" in capsys.readouterr().out
 
 
+def test_missing_masks_are_made_with_the_same_options(library, capsys):
+    options = "--recipe", "small", "--set", "pseudo_masks.training_free.oversegmentation.k=0.2"
+    assert check.main([str(library.root), *options]) == 1
+    output = capsys.readouterr().out
+    command = "python -m training.unscene3d.pseudo_masks"
+    assert f"pseudo masks of 2 scans:\n  {command} '{library.root}' {' '.join(options)}\n" in output
+    assert "surface of" not in output
+
+
+def test_a_recipe_that_reads_geometry_needs_a_network(library, capsys):
+    assert check.main([str(library.root)]) == 1
+    output = capsys.readouterr().out
+    path = library.root / "pretrained.safetensors"
+    assert f"python -m training.unscene3d.pretrain '{library.root}' -o '{path}'\n" in output
+    assert f"python -m training.unscene3d.pseudo_masks '{library.root}'\n" in output
+    path.write_bytes(b"there, though of no use")
+    check.main([str(library.root)])
+    assert "training.unscene3d.pretrain" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_command_for_pretraining_has_the_settings_of_the_recipe(library, name):
+    words = shlex.split(check._pretrain_command(library, RECIPES[name]))
+    assignments = [word for before, word in itertools.pairwise(words) if before == "--set"]
+    assert from_dict(PretrainConfig, from_assignments(assignments)) == RECIPES[name].pretrain
+
+
 def test_steps_come_in_the_order_in_which_they_are_made(library):
-    assert [step.what for step in steps(library)] == ["frames", "surface", "labels"]
+    names = [step.what for step in steps(library, RECIPES["default"], "")]
+    assert names == ["frames", "surface", "labels", "network for 3D features", "pseudo masks"]
 
 
 def test_a_users_mistakes_exit_with_2(library, tmp_path, capsys):

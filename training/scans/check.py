@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from training.scans.importing import ImportReport
 from training.scans.library import LABELS_FILE, Library, Scan
+from training.unscene3d.pretrain import PretrainConfig
+from training.unscene3d.pseudo_masks import find_pseudo_masks, geometry_checkpoint
+from training.unscene3d.recipe import UnScene3DConfig, add_recipe_options, chosen_recipe
 from unscene_ros.scene import InputError
+from unscene_ros.settings import to_dict
 
 # The step that a surface came from -> the command that brings the scan's other parts too.
 IMPORTERS = {
@@ -36,10 +42,11 @@ class Step:
     is_optional: bool = False
 
 
-def steps(library: Library) -> list[Step]:
+def steps(library: Library, config: UnScene3DConfig, options: str) -> list[Step]:
     """Everything that is looked for, in the order in which it is made.
 
-    What a new step makes for each scan is one more line here.
+    options: those of the command line that chose the recipe. What a new step makes for each scan is
+    one more line here.
     """
     root = shlex.quote(str(library.root))
 
@@ -50,11 +57,48 @@ def steps(library: Library) -> list[Step]:
     def make_surface(scan: Scan) -> str:
         return f"python -m training.scans.fuse {root}" if scan.has_frames() else import_again(scan)
 
+    network = Step(
+        "network for 3D features",
+        lambda scan: bool(geometry_checkpoint(scan, config)),
+        lambda scan: _pretrain_command(library, config),
+    )
     return [
         Step("frames", Scan.has_frames, import_again),
         Step("surface", lambda scan: bool(scan.about()), make_surface),
         Step("labels", lambda scan: (scan.folder / LABELS_FILE).exists(), import_again, True),
+        *([network] if _reads_geometry(config) else []),
+        Step(
+            "pseudo masks",
+            lambda scan: bool(find_pseudo_masks(scan, config)),
+            lambda scan: f"python -m training.unscene3d.pseudo_masks {root}{options}",
+        ),
     ]
+
+
+def _pretrain_command(library: Library, config: UnScene3DConfig) -> str:
+    """Pre-training with the recipe's settings, which it takes one by one."""
+    path = library.root / config.geometry_checkpoint
+    words = ["python", "-m", "training.unscene3d.pretrain", str(library.root), "-o", str(path)]
+    for key, value in _differences(to_dict(config.pretrain), to_dict(PretrainConfig())):
+        words += ["--set", f"{key}={json.dumps(value)}"]
+    return shlex.join(words)
+
+
+def _differences(values: dict, defaults: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of the settings that are not the default."""
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(defaults[key], dict):
+            yield from _differences(value, defaults[key], f"{prefix}{key}.")
+        elif value != defaults[key]:
+            yield f"{prefix}{key}", value
+
+
+def _reads_geometry(config: UnScene3DConfig) -> bool:
+    """Whether the pseudo masks need a network for 3D features."""
+    method = config.pseudo_masks.method
+    if method == "training_free":
+        return False
+    return "3d" in getattr(config.pseudo_masks, method).affinity.weights()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +148,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.scans.check", description=__doc__)
     parser.add_argument("library", type=Path, metavar="LIBRARY")
     parser.add_argument("--split", default="", metavar="NAME", help="only these scans")
+    add_recipe_options(parser)
     options = parser.parse_args(arguments)
     try:
+        config = chosen_recipe(options)
         library = Library(options.library)
         scans = [library.scan(name) for name in library.names(options.split)]
         if not scans:
@@ -113,12 +159,21 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    findings = find_missing(scans, steps(library))
+    findings = find_missing(scans, steps(library, config, _recipe_options(options)))
     show(findings, len(scans), Console())
     for scan in scans:
         for problem in ImportReport.load(scan.folder).problems:
             print(f"incomplete: {scan.name}: {problem}", file=sys.stderr)
     return 1 if any(found.missing and not found.step.is_optional for found in findings) else 0
+
+
+def _recipe_options(options: argparse.Namespace) -> str:
+    """The options that chose the recipe, as they are typed, with a space before each."""
+    words = [] if options.recipe == "default" else ["--recipe", options.recipe]
+    words += ["--config", str(options.config)] if options.config else []
+    for assignment in options.assignments:
+        words += ["--set", assignment]
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 if __name__ == "__main__":
