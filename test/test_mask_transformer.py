@@ -248,8 +248,12 @@ def test_the_order_of_the_points_does_not_matter():
     torch.testing.assert_close(other.mask_logits, one.mask_logits)
 
 
-def test_a_batch_gives_what_each_scene_gives_alone():
-    scenes, network = [scene(150), scene(40, seed=1), scene(1, seed=2), scene(0)], decoder()
+@pytest.mark.parametrize("start", ["points", "segments"])
+def test_a_batch_gives_what_each_scene_gives_alone(start):
+    scenes, network = (
+        [scene(150), scene(40, seed=1), scene(1, seed=2), scene(0)],
+        decoder(start=start),
+    )
     together = batch(*scenes)
     result = network(feature_maps(together), *blocks(together))[-1]
     for number, voxels in enumerate(scenes):
@@ -286,6 +290,35 @@ def test_scenes_of_hardly_any_voxels_have_a_query_for_each(training, count):
         assert mask_logits.shape == (count, count)
         assert class_logits.isfinite().all() and mask_logits.isfinite().all()
     class_logits.sum().backward()
+
+
+# Queries that start at segments
+
+
+def test_queries_start_at_segments_with_their_features_and_places():
+    voxels, network = scene(60), decoder(start="segments", place_scale_voxels=7.0)
+    maps = feature_maps(voxels)
+    segments, counts = blocks(voxels)
+    (prediction, *_) = network(maps, segments, counts)
+    (starts,) = prediction.starts
+    cells = voxels.level.coordinates[:, 1:].double()
+    rows = farthest_points(cells - cells.amin(0), CONFIG.queries)
+    assert torch.equal(starts, segments[rows])
+
+    places = segment_means(cells - cells.amin(0), segments, 8)
+    features = segment_means(network.mask_features_head(maps[-1]).features, segments, 8)
+    features = features + network.place_projection(network.place_encoding(places / 7.0))
+    queries = network.decoder_norm(features[starts])
+    expected = network.mask_embed_head(queries) @ features.T
+    torch.testing.assert_close(prediction.mask_logits[0], expected)
+
+
+@pytest.mark.parametrize("start", ["points", "segments"])
+def test_every_layer_tells_where_queries_start(start):
+    voxels, network = scene(60), decoder(start=start)
+    segments, counts = blocks(voxels)
+    predictions = network(feature_maps(voxels), segments, counts)
+    assert all(torch.equal(p.starts[0], predictions[0].starts[0]) for p in predictions)
 
 
 def test_no_two_queries_of_a_small_scene_are_the_same():

@@ -51,6 +51,7 @@ def batch(*scenes, backend="torch", size=None) -> SparseTensor:
     ("architecture", "channels", "millions"),
     [
         ("Res16UNet14A", 96, 8.02),
+        ("Res16UNet14S", 48, 6.71),
         ("Res16UNet18A", 96, 15.49),
         ("Res16UNet34C", 96, 37.85),
         ("MinkUNet18C", 128, 22.37),

@@ -134,7 +134,7 @@ class MaskTransformer(nn.Module):
         features = segment_means(self.mask_features_head(maps[-1]).features, segments, total)
         cells = _cells(root, self.pos_enc.gauss_B.dtype)
         if self.config.start == "segments":
-            places = segment_means(cells.features, segments, total)
+            places = segment_means(_from_corner(cells), segments, total)
             encoded = self.place_encoding(places / self.config.place_scale_voxels)
             features = features + self.place_projection(encoded)
         segment_features = features.split(list(segment_counts))
@@ -256,13 +256,19 @@ def _cells(root: Level, dtype: torch.dtype) -> SparseTensor:
     return SparseTensor((xyz - xyz.new_tensor(root.layout.minimum)).to(dtype), root)
 
 
-def _in_box(cells: SparseTensor) -> Tensor:
-    """(N, 3): coordinates from 0 to 1 in the box around the scene; 0 along axes without extent."""
+def _from_corner(cells: SparseTensor) -> Tensor:
+    """(N, 3): coordinates counted from the lowest corner of the box around the scene."""
     lengths = torch.tensor(cells.level.scene_sizes, device=cells.features.device)
     low = torch.segment_reduce(cells.features, "min", lengths=lengths, axis=0)
-    extent = torch.segment_reduce(cells.features, "max", lengths=lengths, axis=0) - low
-    scene = cells.level.coordinates[:, 0].long()
-    return (cells.features - low[scene]) / torch.where(extent > 0, extent, 1)[scene]
+    return cells.features - low[cells.level.coordinates[:, 0].long()]
+
+
+def _in_box(cells: SparseTensor) -> Tensor:
+    """(N, 3): coordinates from 0 to 1 in the box around the scene; 0 along axes without extent."""
+    places = _from_corner(cells)
+    lengths = torch.tensor(cells.level.scene_sizes, device=places.device)
+    extent = torch.segment_reduce(places, "max", lengths=lengths, axis=0)
+    return places / torch.where(extent > 0, extent, 1)[cells.level.coordinates[:, 0].long()]
 
 
 def _one_round(layers: Iterable[nn.Module]) -> Any:
