@@ -52,12 +52,13 @@ class Library:
             return there
         path = self.root / SPLITS / f"{split}.txt"
         try:
-            names = path.read_text(encoding="utf-8").split()
-        except OSError as error:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
             known = sorted(found.stem for found in (self.root / SPLITS).glob("*.txt"))
             raise InputError(
                 f"split {split}: expected {path}, a file of names; there are {known or 'none'}"
             ) from error
+        names = [line.strip() for line in lines if line.strip()]
         missing = sorted(set(names) - set(there))
         if missing:
             raise InputError(
@@ -119,6 +120,7 @@ class Scan:
     def write_mesh(self, mesh: Mesh, identity: Identity) -> None:
         """Writes the surface, then what made it, which marks completion."""
         (self.folder / ABOUT_FILE).unlink(missing_ok=True)
+        self.__dict__.pop("mesh_hash", None)  # of the surface before
         write_mesh(self.mesh_path, mesh)
         with whole_file(self.folder / ABOUT_FILE) as file:
             file.write((identity.to_json() + "\n").encode())
