@@ -37,7 +37,7 @@ def target_masks(
     extent = np.maximum(np.ptp(mesh.vertices[:, :2], axis=0), 1e-6) if len(mesh.vertices) else 1
     chosen = []
     for mask in masks[order]:
-        reach = np.ptp(mesh.vertices[mask, :2], axis=0) / extent if mask.any() else np.inf
+        reach = np.ptp(mesh.vertices[mask, :2], axis=0) / extent if mask.any() else np.zeros(2)
         chosen.append(bool((reach <= config.max_extent).all()))
     targets = masks_over_segments(masks[order[chosen]], segments, config.min_share)
     return targets[targets.any(axis=1)][: config.max_masks]
