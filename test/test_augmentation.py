@@ -94,7 +94,7 @@ def test_scaling_stays_within_its_bound(mesh):
 def test_elastic_displacements_are_smooth_and_as_strong_as_asked_for():
     rng = np.random.default_rng(0)
     points = rng.uniform(0, 4, (3000, 3))
-    near = points + [0.02, 0, 0]
+    near = points + np.array([0.02, 0, 0])
     both = elastic_displacements(np.concatenate([points, near]), 0.8, 1.6, rng)
     steps = np.linalg.norm(both[:3000] - both[3000:], axis=1)
     # Two means over 27 cells leave a few per cent of the noise's spread.
