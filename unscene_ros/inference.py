@@ -31,6 +31,7 @@ _MOST_CANDIDATES = 2000  # compared pair by pair
 class InferenceConfig:
     """Where a network runs, and what becomes of its masks."""
 
+    # For who loads the network; `infer` takes it where it is.
     device: Literal["auto", "cuda", "cpu"] = "auto"
     threads: int = 0  # of the processor; 0: all cores
     crop_m: float = 12.0  # scenes longer than this are looked at in cubes of this edge
