@@ -29,10 +29,12 @@ _MOST_CANDIDATES = 2000  # compared pair by pair
 
 @dataclass(frozen=True, slots=True)
 class InferenceConfig:
-    """Where a network runs, and what becomes of its masks."""
+    """Where a network runs, and what becomes of its masks.
 
-    # For who loads the network; `infer` takes it where it is.
-    device: Literal["auto", "cuda", "cpu"] = "auto"
+    Device and threads are for whoever loads the network; `infer` takes it where it is.
+    """
+
+    device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: a GPU where there is one
     threads: int = 0  # of the processor; 0: all cores
     crop_m: float = 12.0  # scenes longer than this are looked at in cubes of this edge
     crop_overlap_m: float = 3.0  # of neighbouring cubes, at least
