@@ -99,7 +99,7 @@ def _normalize_jointly(rows: Tensor, bn: nn.BatchNorm1d) -> Tensor:
     """What torch.nn.SyncBatchNorm does on CUDA alone, for every device and for no rows."""
     full = rows.to(torch.promote_types(rows.dtype, torch.float32))
     sums = _SumOverProcesses.apply(torch.cat([full.sum(0), full.new_tensor([len(full)])]))
-    count = float(sums[-1])
+    count = float(sums[-1].detach())
     if count <= 1:
         return _normalize_by_running_statistics(rows, bn)
     mean = sums[:-1] / count
