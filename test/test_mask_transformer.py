@@ -15,7 +15,12 @@ from unscene_ros.models.mask_transformer import (
     _in_box,
     to_instances,
 )
-from unscene_ros.models.query_layers import CrossAttention, FourierEncoding, farthest_points
+from unscene_ros.models.query_layers import (
+    CrossAttention,
+    FourierEncoding,
+    RegionHead,
+    farthest_points,
+)
 from unscene_ros.models.segment_pooling import SegmentShares, in_row_order, segment_means
 from unscene_ros.models.sparse_convolution import pool_down
 from unscene_ros.models.sparse_tensor import SparseTensor, sparse_tensor
@@ -295,22 +300,35 @@ def test_scenes_of_hardly_any_voxels_have_a_query_for_each(training, count):
 # Queries that start at segments
 
 
-def test_queries_start_at_segments_with_their_features_and_places():
-    voxels, network = scene(60), decoder(start="segments", place_scale_voxels=7.0)
+def test_queries_start_at_segments_with_their_features():
+    voxels, network = scene(60), decoder(start="segments", region_voxels=7.0)
     maps = feature_maps(voxels)
     segments, counts = blocks(voxels)
     (prediction, *_) = network(maps, segments, counts)
     (starts,) = prediction.starts
     cells = voxels.level.coordinates[:, 1:].double()
-    rows = farthest_points(cells - cells.amin(0), CONFIG.queries)
-    assert torch.equal(starts, segments[rows])
+    assert torch.equal(starts, segments[farthest_points(cells, CONFIG.queries)])
 
-    places = segment_means(cells - cells.amin(0), segments, 8)
+    centers = segment_means(cells - cells.amin(0), segments, 8) / 7.0
     features = segment_means(network.mask_features_head(maps[-1]).features, segments, 8)
-    features = features + network.place_projection(network.place_encoding(places / 7.0))
     queries = network.decoder_norm(features[starts])
     expected = network.mask_embed_head(queries) @ features.T
+    expected = expected + network.region_head(queries, centers, starts)
     torch.testing.assert_close(prediction.mask_logits[0], expected)
+
+
+def test_a_region_is_high_at_its_centre_and_zero_at_its_radius():
+    head = RegionHead(4).double()
+    centers = torch.tensor([[0.0, 0, 0], [1, 0, 0], [0, 3, 0], [0, 0, 0]]).double()
+    query = torch.zeros(1, 4).double()
+    logits = head(query, centers, torch.tensor([0]))[0]
+    torch.testing.assert_close(logits, torch.tensor([3.0, 0, -6, 3]).double())
+    with torch.no_grad():  # moved by one along x, twice as large, one half higher
+        head.linear.bias.copy_(torch.tensor([1, 0, 0, math.log(2), 0.5]))
+    logits = head(query, centers, torch.tensor([0]))[0]
+    torch.testing.assert_close(logits[:2], torch.tensor([3.0, 4.5]).double())
+    logits.sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
 
 
 @pytest.mark.parametrize("start", ["points", "segments"])

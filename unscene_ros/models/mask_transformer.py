@@ -23,6 +23,7 @@ from unscene_ros.models.query_layers import (
     CrossAttention,
     FeedForward,
     FourierEncoding,
+    RegionHead,
     SelfAttention,
     farthest_points,
 )
@@ -44,10 +45,11 @@ class MaskTransformerConfig:
     feedforward_width: int = 1024
     rounds: int = 3  # over all levels, with the same weights
     # points: queries start empty, at voxels far from each other, as in the published weights.
-    # segments: they also hold the mask features of the segment there, and mask features tell where
-    # a segment is; so their first masks are what looks like this segment and is near it.
+    # segments: they hold the mask features of the segment there, and a mask is the fainter the
+    # farther from a centre, first that of the segment; so the first masks are what looks like this
+    # segment and is near it. It learns from a tenth of the steps.
     start: Literal["points", "segments"] = "points"
-    place_scale_voxels: float = 50.0  # start at segments: places a fifth of it apart differ
+    region_voxels: float = 12.0  # start at segments: radius of a mask before anything is learned
     # Voxels of each level that queries may see in training, drawn anew for each layer. The finest
     # map is not among them: it makes the masks.
     sampled_voxels: tuple[int, ...] = (200, 800, 3200, 12800)
@@ -64,6 +66,16 @@ class MaskPrediction(NamedTuple):
     class_logits: tuple[Tensor, ...]
     mask_logits: tuple[Tensor, ...]
     starts: tuple[Tensor, ...] = ()
+
+
+class _Segments(NamedTuple):
+    """For each scene: mask features (S, C) and centres (S, 3) of the segments, the latter in units
+    of `region_voxels`, and in which one each query starts (Q,).
+    """
+
+    features: tuple[Tensor, ...]
+    centers: tuple[Tensor, ...]
+    starts: tuple[Tensor, ...]
 
 
 class _View(NamedTuple):
@@ -108,9 +120,7 @@ class MaskTransformer(nn.Module):
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
         )
         self.class_embed_head = nn.Linear(width, config.classes + 1)
-        if config.start == "segments":
-            self.place_encoding = FourierEncoding(width, config.frequency_spread)
-            self.place_projection = nn.Linear(width, width)
+        self.region_head = RegionHead(width) if config.start == "segments" else None
 
     def forward(
         self,
@@ -133,27 +143,25 @@ class MaskTransformer(nn.Module):
         segments = number_across_scenes(root, segment_of_voxel, segment_counts)
         features = segment_means(self.mask_features_head(maps[-1]).features, segments, total)
         cells = _cells(root, self.pos_enc.gauss_B.dtype)
-        if self.config.start == "segments":
-            places = segment_means(_from_corner(cells), segments, total)
-            encoded = self.place_encoding(places / self.config.place_scale_voxels)
-            features = features + self.place_projection(encoded)
-        segment_features = features.split(list(segment_counts))
-
+        centers = segment_means(_from_corner(cells), segments, total) / self.config.region_voxels
         views = self._views(maps, cells, SegmentShares.of_root(root, segments, total))
         voxels = self._starting_voxels(cells, generator)
         ids = segment_of_voxel.long().split(root.scene_sizes)
-        starts = tuple(of_scene[rows] for of_scene, rows in zip(ids, voxels, strict=True))
+        atoms = _Segments(
+            features.split(list(segment_counts)),
+            centers.split(list(segment_counts)),
+            tuple(of_scene[rows] for of_scene, rows in zip(ids, voxels, strict=True)),
+        )
         positions = self._query_positions(cells, voxels)
         queries = [torch.zeros_like(of_scene) for of_scene in positions]
         if self.config.start == "segments":
-            scenes = zip(segment_features, starts, strict=True)
-            queries = [of_scene[segment] for of_scene, segment in scenes]
-        predictions = [self._predict(queries, segment_features, starts)]
+            queries = [f[start] for f, start in zip(atoms.features, atoms.starts, strict=True)]
+        predictions = [self._predict(queries, atoms)]
         for _ in range(self.config.rounds):
             for layer, view in enumerate(views):
                 hidden = view.hidden(predictions[-1].mask_logits)
                 queries = self._attend(layer, queries, positions, view, hidden, generator)
-                predictions.append(self._predict(queries, segment_features, starts))
+                predictions.append(self._predict(queries, atoms))
         return predictions
 
     def _views(
@@ -212,19 +220,16 @@ class MaskTransformer(nn.Module):
             attended.append(query)
         return attended
 
-    def _predict(
-        self,
-        queries: Sequence[Tensor],
-        segment_features: Sequence[Tensor],
-        starts: tuple[Tensor, ...],
-    ) -> MaskPrediction:
+    def _predict(self, queries: Sequence[Tensor], segments: _Segments) -> MaskPrediction:
         normalized = [self.decoder_norm(of_scene) for of_scene in queries]
-        masks = zip(normalized, segment_features, strict=True)
-        return MaskPrediction(
-            tuple(self.class_embed_head(of_scene) for of_scene in normalized),
-            tuple(self.mask_embed_head(of_scene) @ features.T for of_scene, features in masks),
-            starts,
-        )
+        class_logits = tuple(self.class_embed_head(of_scene) for of_scene in normalized)
+        mask_logits = []
+        for query, features, centers, starts in zip(normalized, *segments, strict=True):
+            logits = self.mask_embed_head(query) @ features.T
+            if self.region_head is not None:
+                logits = logits + self.region_head(query, centers, starts)
+            mask_logits.append(logits)
+        return MaskPrediction(class_logits, tuple(mask_logits), segments.starts)
 
 
 def to_instances(
@@ -288,10 +293,9 @@ def _check_settings(channels: Sequence[int], config: MaskTransformerConfig) -> N
             f"mask transformer: expected at least one class, query, head, channel and sampled "
             f"voxel, got {config}"
         )
-    if not config.place_scale_voxels > 0:
+    if not config.region_voxels > 0:
         raise InputError(
-            f"mask transformer: expected a positive place_scale_voxels, "
-            f"got {config.place_scale_voxels}"
+            f"mask transformer: expected positive region_voxels, got {config.region_voxels}"
         )
     if config.width % config.heads or config.width % 2:
         raise InputError(

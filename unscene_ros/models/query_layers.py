@@ -89,6 +89,30 @@ class FeedForward(nn.Module):
         return self.norm(queries + self.linear2(self.linear1(queries).relu()))
 
 
+class RegionHead(nn.Module):
+    """Where a mask is, as a bias of its logits: high at a centre, 0 at a radius, falling beyond.
+
+    The centre is that of the segment in which the query starts, moved by the query, which also says
+    how large and how firm the region is. Alike things at two places thereby are two masks from the
+    start.
+    """
+
+    FIRMNESS = 3.0  # logit at the centre before anything is learned
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, 5)
+        nn.init.normal_(self.linear.weight, std=0.01)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, queries: Tensor, centers: Tensor, starts: Tensor) -> Tensor:
+        """(Q, S) for queries (Q, C), segments with centres (S, 3) and starts (Q,) among them."""
+        change = self.linear(queries).to(centers.dtype)
+        center = centers[starts] + change[:, :3]
+        radius = change[:, 3:4].exp()
+        return self.FIRMNESS * (1 + change[:, 4:5] - torch.cdist(center, centers) / radius)
+
+
 def farthest_points(points: Tensor, count: int, start: int = 0) -> Tensor:
     """Rows of the points (N, 3), each as far as possible from those chosen before it.
 
