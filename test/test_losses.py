@@ -425,11 +425,10 @@ def test_input_that_does_not_fit_is_refused():
         instance_loss(predictions, targets, sizes, config, [projections[0], projections[1][:2]])
 
 
-def test_predictions_that_are_not_finite_say_that_training_diverged():
-    predictions, targets, sizes = random_batch()
-    predictions[1].mask_logits[0][2, 3] = math.nan
-    with pytest.raises(InputError, match="the training diverged"):
-        instance_loss(predictions, targets, sizes, SMALL)
+def test_predictions_that_are_not_finite_have_a_loss_that_is_not_either():
+    predictions, targets, sizes = random_batch(queries=2)
+    predictions[1].mask_logits[0][:, 3] = math.nan
+    assert not instance_loss(predictions, targets, sizes, SMALL)["total"].isfinite()
 
 
 # Two processes: the first has two scenes with targets, the second one has a scene without.
@@ -532,3 +531,16 @@ def test_without_starts_there_is_no_loss_of_starts():
     predictions, targets, sizes = random_batch()
     with pytest.raises(InputError, match="where queries start"):
         instance_loss(predictions, targets, sizes, dataclasses.replace(SMALL, start_weight=1.0))
+
+
+def test_a_query_that_starts_in_a_target_is_preferred_for_it():
+    target = torch.tensor([[True, True, False, False, False, False, False]])
+    logits = [[5.0, 5, -5, -5, -5, -5, -5], [1.0, 1, -5, -5, -5, -5, -5]]
+    predictions = started(one_layer([[0.0, 0.0], [0.0, 0.0]], logits), [(3, 0)])
+    sizes = [torch.tensor(SIZES)]
+    for cost, asked in ((0.0, 0), (5.0, 1)):
+        config = LossConfig(kind="baseline", start_cost=cost)
+        loss = instance_loss(predictions, [target], sizes, config)["dice"]
+        (gradient,) = torch.autograd.grad(loss, predictions[0].mask_logits)
+        assert gradient.abs().sum(1).argmax() == asked
+        assert gradient[1 - asked].abs().sum() == 0

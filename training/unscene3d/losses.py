@@ -46,6 +46,9 @@ class LossConfig:
     # each query against the target that it starts in. Many queries share a target here, so that
     # features learn from all of them; 0: without, as in the paper.
     start_weight: float = 0.0
+    # The same networks: what it costs in matching that a query starts outside of a target. So that
+    # a query is asked for the same target in every layer; 0: without, as in the paper.
+    start_cost: float = 0.0
 
 
 class _Scene(NamedTuple):
@@ -75,7 +78,7 @@ def instance_loss(
     over the processes are those of one process with the joined batch. Computed in float32 at least.
     For each scene: targets (K, S) bool, segment_sizes (S,) in voxels; for the kind "projection"
     projections (3, S, bins), see `segment_projections`. Raises InputError for what does not fit
-    together and for costs that are not finite.
+    together.
     """
     _check(predictions, targets, segment_sizes, config, projections)
     with torch.autocast(predictions[0].class_logits[0].device.type, enabled=False):
@@ -85,7 +88,7 @@ def instance_loss(
             mask_logits = _stack([layer.mask_logits[b] for layer in predictions])
             masks, sizes = masks.to(mask_logits), sizes.to(mask_logits)
             occupied = projections[b].to(masks.device) if projections is not None else None
-            starts = predictions[0].starts[b] if config.start_weight else None
+            starts = predictions[0].starts[b] if predictions[0].starts else None
             scenes.append(_Scene(class_logits, mask_logits, masks, sizes, occupied, starts))
         totals = _totals(scenes, config)
         losses = [_scene_losses(scene, config) for scene in scenes]
@@ -199,6 +202,9 @@ def _matches(scene: _Scene, segment_weights: Tensor, config: LossConfig) -> Matc
         bce_weight=config.bce_weight,
         dice_weight=config.dice_weight,
     )
+    if config.start_cost:
+        assert scene.starts is not None
+        cost += config.start_cost * (1 - scene.targets[:, scene.starts].T)
     return match(cost)
 
 
@@ -280,8 +286,10 @@ def _check(
             f"object_class: expected one of the network's {classes} classes, counted from 0, "
             f"got {config.object_class}"
         )
-    if config.start_weight and not predictions[0].starts:
-        raise InputError("start_weight: expected predictions that tell where queries start")
+    if (config.start_weight or config.start_cost) and not predictions[0].starts:
+        raise InputError(
+            "start_weight, start_cost: expected predictions that tell where queries start"
+        )
     if config.kind == "projection" and projections is None:
         raise InputError("instance_loss: the kind 'projection' needs projections of all scenes")
     for b, (masks, sizes) in enumerate(zip(targets, segment_sizes, strict=True)):

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from unscene_ros.scene import InputError
+_HIGHEST = 1e6  # of a cost
 
 
 class Matches(NamedTuple):
@@ -58,17 +58,10 @@ def matching_cost(
 def match(cost: Tensor) -> Matches:
     """The pairs of each layer with the least sum of costs (L, Q, K), ordered by query.
 
-    Raises InputError for a cost that is not finite.
+    A cost that is not finite counts as the highest: the loss of such predictions is not finite
+    either, and it is for the training loop to skip the step.
     """
-    costs = cost.cpu().numpy()
-    wrong = ~np.isfinite(costs)
-    if wrong.any():
-        layer = int(np.argwhere(wrong)[0, 0])
-        raise InputError(
-            f"matching: expected finite costs, got {wrong.sum()} of {wrong.size} that are not, "
-            f"first in layer {layer}: the training diverged; lower its learning rate and go on "
-            f"from a checkpoint before this step"
-        )
+    costs = np.nan_to_num(cost.cpu().numpy(), nan=_HIGHEST, posinf=_HIGHEST, neginf=_HIGHEST)
     pairs = np.array([linear_sum_assignment(of_layer) for of_layer in costs])
     queries, targets = torch.from_numpy(pairs).to(cost.device).unbind(1)
     return Matches(queries, targets)

@@ -59,7 +59,7 @@ class UnScene3DConfig:
     )
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
-    loss: LossConfig = field(default_factory=lambda: LossConfig(start_weight=2.0))
+    loss: LossConfig = field(default_factory=lambda: LossConfig(start_weight=4.0, start_cost=2.0))
     rounds: int = 4
     # 600 epochs of ScanNet's 1201 scans for the first round, 50 for each of the others.
     first_round: LearnerConfig = field(default_factory=lambda: LearnerConfig(steps=90_000))
@@ -88,25 +88,25 @@ PAPER = UnScene3DConfig(
 )
 
 _SEGMENTS_AT_4CM = OversegmentationConfig(k=0.03, min_vertices=10)
-_VOXELS_AT_4CM = VoxelsConfig(0.04, channels=("color", "normal"))
+_VOXELS = VoxelsConfig(0.05, channels=("color", "normal"))
 
 SMALL = UnScene3DConfig(
     pretrain=PretrainConfig(
-        voxels=_VOXELS_AT_4CM,
+        voxels=_VOXELS,
         network=SparseUNetConfig("Res16UNet14S", input_channels=6),
         learner=LearnerConfig(steps=600, batch_size=4, learning_rate=2e-3),
     ),
     features=FeaturesConfig(
         oversegmentation=_SEGMENTS_AT_4CM,
         images=SceneImageFeaturesConfig(frame_step=5),
-        geometry=GeometryFeaturesConfig(voxels=_VOXELS_AT_4CM),
+        geometry=GeometryFeaturesConfig(voxels=_VOXELS),
     ),
     pseudo_masks=PseudoMasksConfig(
         method="training_free",
         training_free=TrainingFreeConfig(oversegmentation=_SEGMENTS_AT_4CM),
     ),
     oversegmentation=_SEGMENTS_AT_4CM,
-    voxels=_VOXELS_AT_4CM,
+    voxels=_VOXELS,
     network=InstanceNetworkConfig(
         SparseUNetConfig("Res16UNet14S", input_channels=6),
         MaskTransformerConfig(
@@ -120,12 +120,12 @@ SMALL = UnScene3DConfig(
     # Furniture along a wall may be as long as a small room.
     targets=TargetsConfig(max_extent=1.0),
     samples=SamplesConfig(augmentation=AugmentationConfig(elastic_probability=0.5)),
-    loss=LossConfig(segment_weights="size", find_min_voxels=30, start_weight=2.0),
+    loss=LossConfig(segment_weights="size", find_min_voxels=20, start_weight=4.0, start_cost=2.0),
     first_round=LearnerConfig(
-        steps=1200, batch_size=2, learning_rate=5e-4, max_gradient_norm=1.0, checkpoint_every=50
+        steps=3600, batch_size=1, learning_rate=1e-3, max_gradient_norm=1.0, checkpoint_every=50
     ),
     later_rounds=LearnerConfig(
-        steps=300, batch_size=2, learning_rate=2.5e-4, max_gradient_norm=1.0, checkpoint_every=50
+        steps=900, batch_size=1, learning_rate=5e-4, max_gradient_norm=1.0, checkpoint_every=50
     ),
     export=ExportConfig(
         inference=InferenceConfig(min_score=0.1, max_overlap=0.6), max_new=5, min_confirmation=0.0
