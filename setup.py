@@ -38,7 +38,7 @@ setup(
         "PyYAML",
     ],
     extras_require={
-        "learning": ["torch", "transformers", "safetensors", "scikit-learn"],
+        "learning": ["torch", "transformers", "safetensors", "scikit-learn", "tensorboard"],
         "test": [
             "pytest",
             "pytest-timeout",
