@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unscene_ros.ply import ply_bytes, read_ply
+from unscene_ros.ply import ply_bytes, read_ply, read_vertex_property
 from unscene_ros.scene import InputError, Mesh
 
 VERTICES = [(0.0, 0.5, -1.0, 255, 0, 51), (1.0, 0.0, 0.0, 0, 0, 0), (2.0, 2.0, 2.0, 1, 2, 3)] * 3
@@ -49,6 +49,16 @@ def test_every_form_gives_the_same_vertices_colors_and_fans(tmp_path, form):
     assert triangles.tolist() == TRIANGLES
     assert np.allclose(colors[0], (1, 0, 0.2))
     assert len(normals) == 0
+
+
+@pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])
+def test_one_property_of_the_vertices_is_read_alone(tmp_path, form):
+    path = write(tmp_path, header(form) + body(form))
+    assert read_vertex_property(path, "red").tolist() == [vertex[3] for vertex in VERTICES]
+    assert len(read_vertex_property(path, "label")) == 0
+    assert len(read_vertex_property(path, "part")) == 0  # it is one of the faces
+    with pytest.raises(InputError, match=r"ends early|expected numbers"):
+        read_vertex_property(write(tmp_path, header(form) + body(form)[:9]), "red")
 
 
 @pytest.mark.parametrize("form", ["ascii", "binary_little_endian", "binary_big_endian"])

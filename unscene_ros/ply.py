@@ -53,29 +53,47 @@ def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
     colors are 0..1; colors and normals have no rows where the file has none. Polygons become fans.
     Raises InputError when the file is no PLY or ends early, OSError when it cannot be opened.
     """
-    with path.open("rb") as file:
-        text, byte_order, elements = _read_header(path, file)
-        data = file.read()
-    if text:
-        data = _as_doubles(path, data)
     vertices: list[np.ndarray] = []
     triangles = [np.zeros((0, 3), np.int64)]
-    color_scale, start = 1.0, 0
-    for element in elements:
-        for rows in _runs_of_rows(path, data, start, element, text, byte_order):
-            start += rows.nbytes
-            if element.name == "vertex":
-                vertices.append(rows)
-            elif element.name == "face":
-                triangles.append(_triangles(rows))
-        if any(p.name == "red" and p.type == "u1" for p in element.properties):
-            color_scale = 1 / 255
+    color_scale = 1.0
+    for element, rows in _tables(path):
+        if element.name == "vertex":
+            vertices.append(rows)
+            if any(p.name == "red" and p.type == "u1" for p in element.properties):
+                color_scale = 1 / 255
+        elif element.name == "face":
+            triangles.append(_triangles(rows))
     return (
         _columns(vertices, ("x", "y", "z")),
         np.concatenate(triangles),
         _columns(vertices, ("red", "green", "blue")) * color_scale,
         _columns(vertices, ("nx", "ny", "nz")),
     )
+
+
+def read_vertex_property(path: Path, name: str) -> np.ndarray:
+    """(V,) one number of each vertex, such as a label; no rows when the file has none.
+
+    Raises errors as `read_ply` does.
+    """
+    runs = [rows for element, rows in _tables(path) if element.name == "vertex"]
+    if not runs or name not in (runs[0].dtype.names or ()):
+        return np.zeros(0)
+    return np.concatenate([rows[name] for rows in runs])
+
+
+def _tables(path: Path) -> Iterator[tuple[Element, np.ndarray]]:
+    """The rows of each table in turn, as structured arrays; one with lists may come in parts."""
+    with path.open("rb") as file:
+        text, byte_order, elements = _read_header(path, file)
+        data = file.read()
+    if text:
+        data = _as_doubles(path, data)
+    start = 0
+    for element in elements:
+        for rows in _runs_of_rows(path, data, start, element, text, byte_order):
+            start += rows.nbytes
+            yield element, rows
 
 
 def _read_header(path: Path, file: BinaryIO) -> tuple[bool, str, list[Element]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from unscene_ros.ply import _read_header, _runs_of_rows
+from unscene_ros.ply import read_vertex_property
 from unscene_ros.scene import InputError, Segments
 
 VOID, STUFF = -1, -2  # of vertices that belong to no object
@@ -61,7 +61,10 @@ def read_objects(path: Path) -> list[tuple[str, list[int]]]:
 
 def read_vertex_classes(path: Path, scene: str, vertex_count: int) -> np.ndarray:
     """(V,) int32 NYU40 ids from a .labels.ply, known defects repaired; raises InputError."""
-    classes = _read_label_column(path)
+    try:
+        classes = read_vertex_property(path, "label")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     if classes.shape != (vertex_count,):
         raise InputError(
             f"{path}: expected {vertex_count} vertices with a 'label', got {len(classes)}"
@@ -117,18 +120,3 @@ def _read_json(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
     except ValueError as error:
         raise InputError(f"{path}: expected JSON: {error}") from error
-
-
-def _read_label_column(path: Path) -> np.ndarray:
-    """The property 'label' of a PLY's vertices; no rows where there is none."""
-    try:
-        with path.open("rb") as file:
-            text, byte_order, elements = _read_header(path, file)
-            data = file.read()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
-    vertex = elements[0] if elements and elements[0].name == "vertex" else None
-    if text or not vertex or not any(p.name == "label" for p in vertex.properties):
-        return np.zeros(0, np.int64)
-    runs = [rows["label"] for rows in _runs_of_rows(path, data, 0, vertex, text, byte_order)]
-    return np.concatenate([np.zeros(0, np.int64), *runs])
