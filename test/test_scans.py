@@ -1,18 +1,21 @@
 """Scans to bags, the rendered house with its truth, and own recordings as scans of a library."""
 
 import json
+import shutil
 import sys
 
 import cv2
 import numpy as np
 import pytest
 
+from training.artifacts import Identity
 from training.scans import fuse, recorded, small_house, to_bag
 from training.scans.library import Library
 from training.scans.procedural.depth_sensor import DepthSensorConfig
 from unscene_ros.recordings import open_recording
 from unscene_ros.recordings.bags import Bag
 from unscene_ros.recordings.scan_folder import ScanFolder
+from unscene_ros.scene import Mesh
 from unscene_ros.transforms import matrix_from_pose
 
 K = np.array([[60.0, 0, 31.5], [0, 60, 23.5], [0, 0, 1]])
@@ -273,6 +276,47 @@ def test_what_is_no_recording_does_not_stop_the_others(tmp_path, capsys):
     assert import_recordings(tmp_path / "empty", tmp_path / "kitchen", into=tmp_path) == 1
     assert Library(tmp_path).scan("kitchen").about()["step"] == "recorded"
     assert "expected a ROS 2 bag" in capsys.readouterr().err
+
+
+def test_an_import_that_stops_in_the_middle_is_not_taken_for_whole(tmp_path, monkeypatch):
+    write_scan(tmp_path / "kitchen")
+    assert import_recordings(tmp_path / "kitchen", into=tmp_path) == 0
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(recorded, "write_frames", stop)
+        import_recordings(tmp_path / "kitchen", into=tmp_path, options=("--set", "frame_step=1"))
+    assert not Library(tmp_path).scan("kitchen").about()
+    assert import_recordings(tmp_path / "kitchen", into=tmp_path) == 0
+    assert Library(tmp_path).scan("kitchen").about()["step"] == "recorded"
+
+
+def test_a_recording_without_a_surface_leaves_no_scan(tmp_path, capsys):
+    write_scan(tmp_path / "kitchen")
+    far = ("--set", "fusion.depth_max_m=0.5")  # everything it shows is farther
+    assert import_recordings(tmp_path / "kitchen", into=tmp_path, options=far) == 1
+    assert "shows a surface within range" in capsys.readouterr().err
+    assert Library(tmp_path).names() == []
+
+
+def test_two_recordings_of_one_name_are_refused(tmp_path, capsys):
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        write_scan(tmp_path / place / "kitchen")
+    both = (tmp_path / "a" / "kitchen", tmp_path / "b" / "kitchen")
+    assert import_recordings(*both, into=tmp_path) == 2
+    assert "got kitchen twice" in capsys.readouterr().err
+
+
+def test_a_scan_without_frames_is_fused_from_nothing_and_keeps_its_mesh(tmp_path, capsys):
+    scan = Library(write_scan(tmp_path / "scans" / "kitchen").parents[1]).scan("kitchen")
+    shutil.rmtree(scan.folder / "depth")
+    assert fuse.main([str(tmp_path)]) == 1
+    assert "kitchen: scan kitchen: expected pictures" in capsys.readouterr().err
+    scan.write_mesh(Mesh.empty(), Identity("by hand", {}))
+    assert fuse.main([str(tmp_path)]) == 0
 
 
 def test_frames_are_fused_to_the_mesh_of_a_scan_once(tmp_path):

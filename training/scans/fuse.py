@@ -28,6 +28,8 @@ def fuse_scan(scan: Scan, config: FusionConfig) -> None:
 
     A mesh that came with the scan, as ScanNet's do, stays.
     """
+    if scan.mesh_path.exists() and not scan.has_frames():
+        return
     identity = fused_identity(scan, config)
     if scan.is_from(identity) or scan.about().get("step", STEP) != STEP:
         return
@@ -51,8 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = from_dict(FusionConfig, from_assignments(options.set))
         library = Library(options.library)
-        scans = [library.scan(name) for name in library.names(options.split)]
-        items = [(scan.name, scan) for scan in scans if scan.has_frames()]
+        items = [(name, library.scan(name)) for name in library.names(options.split)]
         work = partial(fuse_scan, config=config)
         failures = for_each(items, work, options.workers, options.ray, "fusing")
     except InputError as error:

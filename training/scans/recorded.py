@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,9 @@ import numpy as np
 
 from training.artifacts import Identity
 from training.fan_out import add_fan_out_options, failures_at_end, for_each
-from training.scans.frame_folder import JPEG_QUALITY, StoredFrame, write_frames
+from training.scans.frame_folder import JPEG_QUALITY, StoredFrame, remove_frames, write_frames
 from training.scans.importing import ImportReport, hash_of_ends, hash_of_listing, report_at_end
-from training.scans.library import SCANS, Library, Scan
+from training.scans.library import ABOUT_FILE, SCANS, Library, Scan
 from unscene_ros.fusion import FusionConfig, TsdfVolume
 from unscene_ros.image_codecs import encode_jpeg
 from unscene_ros.recordings import Recording, RecordingTopics, open_recording
@@ -58,6 +59,7 @@ def import_recording(path: Path, library: Path, config: RecordedConfig) -> None:
     if scan.is_from(identity):
         return
     prepare_output_folder(scan.folder)
+    (scan.folder / ABOUT_FILE).unlink(missing_ok=True)  # it is not whole until the mesh is written
     volume = TsdfVolume(config.fusion)
     fused = _fused(recording, volume)
     first = next(fused, None)
@@ -68,6 +70,7 @@ def import_recording(path: Path, library: Path, config: RecordedConfig) -> None:
         report.count_frames(used, drops)
     mesh = volume.extract_mesh()
     if not len(mesh.vertices):
+        _remove(scan)
         raise InputError(
             f"recording {path}: none of its {recording.read} frames shows a surface within range: "
             f"{'; '.join(recording.warnings) or 'is depth in metres or millimetres?'}"
@@ -102,6 +105,14 @@ def _stored(number: int, frame: Frame) -> StoredFrame:
     return StoredFrame(number, frame.stamp_ns, color, depth_mm, frame.world_from_camera)
 
 
+def _remove(scan: Scan) -> None:
+    """Leaves nothing of an import that failed, but for files of others in its folder."""
+    remove_frames(scan.folder)
+    scan.mesh_path.unlink(missing_ok=True)
+    with suppress(OSError):  # it is not empty
+        scan.folder.rmdir()
+
+
 def _differs(camera: Camera, other: Camera) -> bool:
     same_size = (camera.width, camera.height) == (other.width, other.height)
     return not same_size or not np.allclose(camera.intrinsics, other.intrinsics)
@@ -128,10 +139,10 @@ def main(arguments: list[str] | None = None) -> int:
         prepare_output_folder(options.output / SCANS)
         library = Library(options.output)
         work = partial(import_recording, library=library.root, config=config)
-        items = [(str(path), path) for path in options.recordings]
+        items = [(_name(path), path) for path in options.recordings]
         failures = for_each(items, work, options.workers, options.ray, "recordings")
         failed = {failure.name for failure in failures}
-        names = [_name(path) for path in options.recordings if str(path) not in failed]
+        names = [name for name, _ in items if name not in failed]
         if options.split:
             library.write_split(options.split, names)
     except InputError as error:
