@@ -357,16 +357,6 @@ def test_far_outliers_cost_one_crop_each():
     assert sorted(crops) == [[0, 1], [2], [3]]
 
 
-def test_positions_are_counted_from_the_middle_of_a_crop():
-    config = VoxelsConfig(0.05, ("color", "position"))
-    features = np.arange(18, dtype=np.float32).reshape(3, 6)
-    voxels = inference.Voxels(np.zeros((3, 3), np.int32), features, np.zeros(0, np.int32))
-    crop = inference._crop_of(voxels, np.array([0, 2]), config)
-    np.testing.assert_array_equal(crop.features[:, :3], features[[0, 2], :3])
-    np.testing.assert_array_equal(crop.features[:, 3:], [[-6] * 3, [6] * 3])
-    assert features[0, 3] == 3  # those of the whole are kept
-
-
 # --- naive twins ---
 
 

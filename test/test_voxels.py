@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 
 from unscene_ros.oversegmentation import oversegment
-from unscene_ros.scene import InputError, Mesh, Segments
-from unscene_ros.voxels import VoxelsConfig, make_voxels, segment_of_voxel, to_vertices
+from unscene_ros.scene import InputError, Mesh, Segments, Voxels
+from unscene_ros.voxels import (
+    VoxelsConfig,
+    make_voxels,
+    part_of_voxels,
+    segment_of_voxel,
+    to_vertices,
+)
 
 
 def cloud(vertices, colors=None, normals=None) -> Mesh:
@@ -165,3 +171,13 @@ def test_a_mesh_too_large_for_its_voxels_is_refused():
         make_voxels(cloud([[0, 0, 0], [1e9, 0, 0]]))
     with pytest.raises(InputError, match="remove far outliers, or increase voxel_size_m"):
         make_voxels(cloud([[0, 0, 0], [3e7, 3e7, 3e7]]))
+
+
+def test_positions_are_counted_from_the_middle_of_a_part():
+    config = VoxelsConfig(0.05, ("color", "position"))
+    features = np.arange(18, dtype=np.float32).reshape(3, 6)
+    voxels = Voxels(np.zeros((3, 3), np.int32), features, np.zeros(0, np.int32))
+    part = part_of_voxels(voxels, np.array([0, 2]), config)
+    np.testing.assert_array_equal(part.features[:, :3], features[[0, 2], :3])
+    np.testing.assert_array_equal(part.features[:, 3:], [[-6] * 3, [6] * 3])
+    assert features[0, 3] == 3  # those of the whole are kept

@@ -19,7 +19,7 @@ import scipy.sparse.csgraph
 from unscene_ros.oversegmentation import segment_neighbors_within
 from unscene_ros.scene import InputError, Instances, Mesh, Segments, Voxels
 from unscene_ros.structure import vertex_areas
-from unscene_ros.voxels import VoxelsConfig, make_voxels, segment_of_voxel
+from unscene_ros.voxels import VoxelsConfig, make_voxels, part_of_voxels, segment_of_voxel
 
 if TYPE_CHECKING:
     from unscene_ros.models.instance_network import InstanceNetwork
@@ -85,7 +85,7 @@ def infer(
     voxels_of_segment = np.bincount(segment_ids, minlength=segments.count)
     found = _Found.nothing(segments.count)
     for rows in _crops(voxels.coordinates, voxels_config.voxel_size_m, config):
-        instances = _look(network, _crop_of(voxels, rows, voxels_config), segment_ids[rows])
+        instances = _look(network, part_of_voxels(voxels, rows, voxels_config), segment_ids[rows])
         # A crop cannot tell what a segment belongs to of which it sees less than half. One of which
         # every crop sees less is larger than any object.
         seen = np.bincount(segment_ids[rows], minlength=segments.count)
@@ -165,15 +165,6 @@ def _crops(
     for cube in np.column_stack(np.unravel_index(cubes, tuple(counts))):
         distances = np.abs(places - (first_center + cube * steps))
         yield np.flatnonzero((distances <= edge / 2 + 1e-6).all(axis=1))
-
-
-def _crop_of(voxels: Voxels, rows: np.ndarray, config: VoxelsConfig) -> Voxels:
-    """Some of the voxels, of no vertices, as if there were no others."""
-    features = voxels.features[rows]
-    for index, channel in enumerate(config.channels):
-        if channel == "position":  # counted from the mean of what is there
-            features[:, 3 * index : 3 * index + 3] -= features[:, 3 * index : 3 * index + 3].mean(0)
-    return Voxels(voxels.coordinates[rows], features, np.zeros(0, np.int32))
 
 
 def _look(network: InstanceNetwork, voxels: Voxels, segment_ids: np.ndarray) -> Instances:

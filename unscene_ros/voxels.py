@@ -44,6 +44,15 @@ def make_voxels(mesh: Mesh, config: VoxelsConfig | None = None) -> Voxels:
     return Voxels(coordinates, np.concatenate(features, axis=1, dtype=np.float32), of_vertex)
 
 
+def part_of_voxels(voxels: Voxels, rows: np.ndarray, config: VoxelsConfig) -> Voxels:
+    """Some of the voxels, of no vertices, as if there were no others; config made them."""
+    features = voxels.features[rows]
+    for index, channel in enumerate(config.channels):
+        if channel == "position":
+            features[:, 3 * index : 3 * index + 3] -= features[:, 3 * index : 3 * index + 3].mean(0)
+    return Voxels(voxels.coordinates[rows], features, np.zeros(0, np.int32))
+
+
 def to_vertices(values_of_voxel: np.ndarray, voxels: Voxels) -> np.ndarray:
     """(M, ...) values of the voxels -> (V, ...): each vertex takes those of its voxel."""
     if len(values_of_voxel) != len(voxels.coordinates):

@@ -15,8 +15,8 @@ from torch import Tensor
 from training.unscene3d.augmentation import AugmentationConfig, augment
 from unscene_ros.models.segment_pooling import in_row_order
 from unscene_ros.models.sparse_tensor import SparseTensor, batch_voxels
-from unscene_ros.scene import Mesh, Segments, Voxels
-from unscene_ros.voxels import VoxelsConfig, make_voxels, segment_of_voxel
+from unscene_ros.scene import InputError, Mesh, Segments, Voxels
+from unscene_ros.voxels import VoxelsConfig, make_voxels, part_of_voxels, segment_of_voxel
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,10 @@ class SamplesConfig:
 
     max_voxels: int = 120_000  # larger scenes are cut to the part around a random vertex
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+    def __post_init__(self) -> None:
+        if self.max_voxels < 1:
+            raise InputError(f"samples.max_voxels: expected 1 or more, got {self.max_voxels}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,23 +72,20 @@ def make_sample(
     voxels = make_voxels(mesh, voxels_config)
     of_voxel = segment_of_voxel(voxels, scene.segments)
     if len(of_voxel) > config.max_voxels:
-        voxels, of_voxel = _part(voxels, of_voxel, config.max_voxels, rng)
+        rows = _rows_around_one(voxels, config.max_voxels, rng)
+        # What they lose, the voxel of each vertex, is of no use to training.
+        voxels, of_voxel = part_of_voxels(voxels, rows, voxels_config), of_voxel[rows]
     # Segments without a voxel, lost in a crop or between others, are no longer there.
     there, of_voxel = np.unique(of_voxel, return_inverse=True)
     targets = scene.targets[:, there]
     return Sample(voxels, of_voxel.astype(np.int32), targets[targets.any(axis=1)])
 
 
-def _part(
-    voxels: Voxels, of_voxel: np.ndarray, count: int, rng: np.random.Generator
-) -> tuple[Voxels, np.ndarray]:
-    """The `count` voxels nearest to a random one, seen from above."""
+def _rows_around_one(voxels: Voxels, count: int, rng: np.random.Generator) -> np.ndarray:
+    """The `count` voxels nearest to a random one, seen from above; ascending."""
     places = voxels.coordinates[:, :2].astype(np.float64)
     distances = np.abs(places - places[rng.integers(len(places))]).max(axis=1)
-    kept = np.sort(np.argpartition(distances, count)[:count])
-    # of_vertex is of no use to training; the vertices of what was cut off have no voxel.
-    part = Voxels(voxels.coordinates[kept], voxels.features[kept], np.zeros(0, np.int32))
-    return part, of_voxel[kept]
+    return np.sort(np.argpartition(distances, count)[:count])
 
 
 def join_samples(samples: Sequence[Sample], device: torch.device) -> Batch:
