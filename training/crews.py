@@ -106,6 +106,7 @@ class Processes:
         self.size = size
         self._work = work
         self._context = get_context("spawn")
+        self._hired: list[BaseProcess] = []
         self._idle: list[tuple[Connection, BaseProcess]] = []
         self._busy: dict[Connection, tuple[Item, BaseProcess]] = {}
 
@@ -130,10 +131,9 @@ class Processes:
 
     def close(self) -> None:
         # What they made is on disk, so nothing is lost by killing them.
-        processes = [process for _, process in [*self._idle, *self._busy.values()]]
-        for process in processes:
+        for process in self._hired:
             process.kill()
-        for process in processes:
+        for process in self._hired:
             process.join()
 
     def _hire(self) -> tuple[Connection, BaseProcess]:
@@ -141,12 +141,14 @@ class Processes:
         process = self._context.Process(target=_serve, args=(theirs, self._work))
         with _environment_of_workers(max(1, core_count() // self.size)):
             process.start()
+        self._hired.append(process)
         theirs.close()  # so that the pipe ends when the process does
         return ours, process
 
 
 def _serve(connection: Connection, work: Work) -> None:
     """What a process of `Processes` does, until the other end of its pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to all: one will do
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             connection.send(_attempt(work, connection.recv()))
@@ -162,17 +164,15 @@ def _how_it_died(exit_code: int | None) -> str:
 
 @contextmanager
 def _environment_of_workers(threads: int) -> Iterator[None]:
-    """What processes started meanwhile inherit: their share of threads, and deafness to Ctrl-C.
+    """What processes started meanwhile inherit: their share of threads; the user's choice stays.
 
-    The libraries read these variables when they are loaded; what the user has set stays.
+    The libraries read these variables when they are loaded, which is too early for `_serve`.
     """
     before = dict(os.environ)
     os.environ.update(_thread_limits(threads) | before)
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name in os.environ.keys() - before.keys():
             del os.environ[name]
 
@@ -183,6 +183,7 @@ def _thread_limits(threads: int) -> dict[str, str]:
 
 
 def core_count() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -225,8 +226,12 @@ class RayCluster:
             return item, self._ray.get(reference)
         except (errors.RayTaskError, errors.RuntimeEnvSetupError) as error:
             return item, Trouble(f"its task could not start: {_last_line(error)}", str(error))
+        except errors.LocalRayletDiedError as error:
+            raise InputError(
+                "--ray: Ray has stopped on this machine; what was finished is kept"
+            ) from error
         except errors.RayError as error:
-            return item, Trouble(f"its worker died: {_first_line(error)}", died=True)
+            return item, Trouble(f"its worker died: {_first_sentence(error)}", died=True)
 
     def close(self) -> None:
         for reference in self._running:
@@ -247,7 +252,7 @@ def _connect(ray: Any, address: str) -> None:
     except (OSError, ImportError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise InputError(
             f"--ray {address}: expected HOST:PORT as `ray start --head` prints it, or '{LOCAL}', "
-            f"got: {_first_line(error)}"
+            f"got: {_first_sentence(error)}"
         ) from error
 
 
@@ -260,8 +265,8 @@ def _attempt_in_folder(folder: str, work: Work, argument: Any) -> Trouble | None
     return _attempt(work, argument)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]
+def _first_sentence(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0].partition(". ")[0]
 
 
 def _last_line(error: BaseException) -> str:
