@@ -307,10 +307,10 @@ def test_queries_start_at_segments_with_their_features():
     (prediction, *_) = network(maps, segments, counts)
     (starts,) = prediction.starts
     cells = voxels.level.coordinates[:, 1:].double()
-    assert torch.equal(starts, segments[farthest_points(cells, CONFIG.queries)])
-
     centers = segment_means(cells - cells.amin(0), segments, 8) / 7.0
     features = segment_means(network.mask_features_head(maps[-1]).features, segments, 8)
+    looks = features / features.norm(dim=1, keepdim=True)
+    assert torch.equal(starts, farthest_points(torch.cat([centers, looks], 1), CONFIG.queries))
     queries = network.decoder_norm(features[starts])
     expected = network.mask_embed_head(queries) @ features.T
     expected = expected + network.region_head(queries, centers, starts)
@@ -329,6 +329,22 @@ def test_a_region_is_high_at_its_centre_and_zero_at_its_radius():
     torch.testing.assert_close(logits[:2], torch.tensor([3.0, 4.5]).double())
     logits.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+
+
+def test_segments_without_voxels_are_no_start():
+    voxels, network = scene(60), decoder(start="segments", queries=12)
+    segments, _ = blocks(voxels)
+    (prediction, *_) = network(feature_maps(voxels), 2 * segments, [17])
+    assert sorted(prediction.starts[0].tolist()) == [2 * segment for segment in range(8)]
+
+
+@pytest.mark.parametrize("start", ["points", "segments"])
+def test_inference_can_have_more_queries_than_training(start):
+    voxels = scene(60)
+    arguments = feature_maps(voxels), *blocks(voxels)
+    for training, expected in ((True, 4), (False, 7)):
+        network = decoder(training, start=start, queries=4, queries_at_inference=7)
+        assert len(network(*arguments)[-1].class_logits[0]) == expected
 
 
 @pytest.mark.parametrize("start", ["points", "segments"])

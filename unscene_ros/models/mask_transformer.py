@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import normalize, pad
 
 from unscene_ros.models.query_layers import (
     CrossAttention,
@@ -40,14 +40,15 @@ class MaskTransformerConfig:
 
     classes: int = 2  # of objects, without "no object", as in UnScene3D's weights
     queries: int = 100  # masks that a scene can have; one with fewer voxels has as many as voxels
+    queries_at_inference: int = 0  # more find more of the small things; 0: as many as in training
     width: int = 128  # of queries and mask features
     heads: int = 8
     feedforward_width: int = 1024
     rounds: int = 3  # over all levels, with the same weights
     # points: queries start empty, at voxels far from each other, as in the published weights.
-    # segments: they hold the mask features of the segment there, and a mask is the fainter the
-    # farther from a centre, first that of the segment; so the first masks are what looks like this
-    # segment and is near it. It learns from a tenth of the steps.
+    # segments: at segments that are far from each other or look different. They hold the mask
+    # features of theirs, and a mask is the fainter the farther from a centre, first that of the
+    # segment; so the first masks are what looks like this segment and is near it.
     start: Literal["points", "segments"] = "points"
     region_voxels: float = 12.0  # start at segments: radius of a mask before anything is learned
     # Voxels of each level that queries may see in training, drawn anew for each layer. The finest
@@ -76,6 +77,16 @@ class _Segments(NamedTuple):
     features: tuple[Tensor, ...]
     centers: tuple[Tensor, ...]
     starts: tuple[Tensor, ...]
+
+
+class _Candidates(NamedTuple):
+    """Where the queries of a scene could start: segments (P,), places (P, 3) in the scene's box,
+    and numbers (P, D) that are to differ as much as possible between those that are taken.
+    """
+
+    segments: Tensor
+    places: Tensor
+    spread: Tensor
 
 
 class _View(NamedTuple):
@@ -145,14 +156,20 @@ class MaskTransformer(nn.Module):
         cells = _cells(root, self.pos_enc.gauss_B.dtype)
         centers = segment_means(_from_corner(cells), segments, total) / self.config.region_voxels
         views = self._views(maps, cells, SegmentShares.of_root(root, segments, total))
-        voxels = self._starting_voxels(cells, generator)
-        ids = segment_of_voxel.long().split(root.scene_sizes)
+        if self.config.start == "segments":
+            candidates = _segment_candidates(cells, segments, features, centers, segment_counts)
+        else:
+            candidates = _voxel_candidates(cells, segment_of_voxel.long())
+        starts = [self._choose(of_scene, generator) for of_scene in candidates]
         atoms = _Segments(
             features.split(list(segment_counts)),
             centers.split(list(segment_counts)),
-            tuple(of_scene[rows] for of_scene, rows in zip(ids, voxels, strict=True)),
+            tuple(scene.segments[rows] for scene, rows in zip(candidates, starts, strict=True)),
         )
-        positions = self._query_positions(cells, voxels)
+        encoded = [
+            self.pos_enc(scene.places[rows]) for scene, rows in zip(candidates, starts, strict=True)
+        ]
+        positions = [self.query_projection(places[:, :, None])[:, :, 0] for places in encoded]
         queries = [torch.zeros_like(of_scene) for of_scene in positions]
         if self.config.start == "segments":
             queries = [f[start] for f, start in zip(atoms.features, atoms.starts, strict=True)]
@@ -175,24 +192,17 @@ class MaskTransformer(nn.Module):
             views.append(_View(tensor.of_scenes(), positions.of_scenes(), shares))
         return views[::-1]
 
-    def _starting_voxels(
-        self, cells: SparseTensor, generator: torch.Generator | None
-    ) -> list[Tensor]:
-        """(Q,) for each scene: rows of voxels far from each other."""
-        chosen = []
-        for scene in cells.of_scenes():
-            first = 0
-            if self.training and len(scene):
-                device = scene.device
-                first = int(torch.randint(len(scene), (), generator=generator, device=device))
-            chosen.append(farthest_points(scene, self.config.queries, first))
-        return chosen
-
-    def _query_positions(self, cells: SparseTensor, starts: Sequence[Tensor]) -> list[Tensor]:
-        """(Q, C) for each scene: the encoded positions of the voxels where queries start."""
-        in_box = cells.with_features(_in_box(cells)).of_scenes()
-        encoded = [self.pos_enc(scene[rows]) for scene, rows in zip(in_box, starts, strict=True)]
-        return [self.query_projection(places[:, :, None])[:, :, 0] for places in encoded]
+    def _choose(self, candidates: _Candidates, generator: torch.Generator | None) -> Tensor:
+        """(Q,) the rows of those where queries start."""
+        count, first = self.config.queries, 0
+        if not self.training:
+            count = self.config.queries_at_inference or count
+        elif len(candidates.spread):
+            device = candidates.spread.device
+            first = int(
+                torch.randint(len(candidates.spread), (), generator=generator, device=device)
+            )
+        return farthest_points(candidates.spread, count, first)
 
     def _attend(
         self,
@@ -261,6 +271,36 @@ def _cells(root: Level, dtype: torch.dtype) -> SparseTensor:
     return SparseTensor((xyz - xyz.new_tensor(root.layout.minimum)).to(dtype), root)
 
 
+def _voxel_candidates(cells: SparseTensor, segment_of_voxel: Tensor) -> list[_Candidates]:
+    """All voxels; segment_of_voxel (N,) from 0 in each scene."""
+    sizes = cells.level.scene_sizes
+    in_box = cells.with_features(_in_box(cells)).of_scenes()
+    scenes = zip(segment_of_voxel.split(sizes), in_box, cells.of_scenes(), strict=True)
+    return [_Candidates(*scene) for scene in scenes]
+
+
+def _segment_candidates(
+    cells: SparseTensor,
+    segments: Tensor,
+    features: Tensor,
+    centers: Tensor,
+    segment_counts: Sequence[int],
+) -> list[_Candidates]:
+    """All segments that have voxels; segments (N,) numbered through the batch, others (S, ...)."""
+    total = sum(segment_counts)
+    places = segment_means(_in_box(cells), segments, total)
+    # Looking quite different is worth a distance of about a region.
+    looks = normalize(features.detach(), dim=1).to(centers.dtype)
+    spread = torch.cat([centers, looks], 1)
+    there = torch.bincount(segments, minlength=total) > 0
+    chosen, start = [], 0
+    for count in segment_counts:
+        ids = there[start : start + count].nonzero()[:, 0]
+        chosen.append(_Candidates(ids, places[start + ids], spread[start + ids]))
+        start += count
+    return chosen
+
+
 def _from_corner(cells: SparseTensor) -> Tensor:
     """(N, 3): coordinates counted from the lowest corner of the box around the scene."""
     lengths = torch.tensor(cells.level.scene_sizes, device=cells.features.device)
@@ -288,7 +328,7 @@ def _check_settings(channels: Sequence[int], config: MaskTransformerConfig) -> N
             f"before the finest, got {config.sampled_voxels}"
         )
     counts = (config.classes, config.queries, config.width, config.heads, config.feedforward_width)
-    if min(*counts, *config.sampled_voxels) < 1:
+    if min(*counts, *config.sampled_voxels) < 1 or config.queries_at_inference < 0:
         raise InputError(
             f"mask transformer: expected at least one class, query, head, channel and sampled "
             f"voxel, got {config}"
