@@ -88,7 +88,7 @@ PAPER = UnScene3DConfig(
 )
 
 _SEGMENTS_AT_4CM = OversegmentationConfig(k=0.03, min_vertices=10)
-_VOXELS = VoxelsConfig(0.05, channels=("color", "normal"))
+_VOXELS = VoxelsConfig(0.06, channels=("color", "normal"))
 
 SMALL = UnScene3DConfig(
     pretrain=PretrainConfig(
@@ -111,7 +111,8 @@ SMALL = UnScene3DConfig(
         SparseUNetConfig("Res16UNet14S", input_channels=6),
         MaskTransformerConfig(
             classes=1,
-            queries=120,
+            queries=150,
+            queries_at_inference=400,
             rounds=1,
             start="segments",
             sampled_voxels=(200, 800, 3200, 6400),
@@ -119,16 +120,16 @@ SMALL = UnScene3DConfig(
     ),
     # Furniture along a wall may be as long as a small room.
     targets=TargetsConfig(max_extent=1.0),
-    samples=SamplesConfig(augmentation=AugmentationConfig(elastic_probability=0.5)),
-    loss=LossConfig(segment_weights="size", find_min_voxels=20, start_weight=4.0, start_cost=2.0),
+    samples=SamplesConfig(augmentation=AugmentationConfig(elastic_probability=0.3)),
+    loss=LossConfig(segment_weights="size", find_min_voxels=12, start_weight=4.0, start_cost=2.0),
     first_round=LearnerConfig(
-        steps=3600, batch_size=1, learning_rate=1e-3, max_gradient_norm=1.0, checkpoint_every=50
+        steps=3000, batch_size=1, learning_rate=1e-3, max_gradient_norm=1.0, checkpoint_every=100
     ),
     later_rounds=LearnerConfig(
-        steps=900, batch_size=1, learning_rate=5e-4, max_gradient_norm=1.0, checkpoint_every=50
+        steps=600, batch_size=1, learning_rate=5e-4, max_gradient_norm=1.0, checkpoint_every=100
     ),
     export=ExportConfig(
-        inference=InferenceConfig(min_score=0.1, max_overlap=0.6), max_new=5, min_confirmation=0.0
+        inference=InferenceConfig(min_score=0.1, max_overlap=0.4), min_confirmation=0.3
     ),
 )
 
