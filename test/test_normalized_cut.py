@@ -70,8 +70,14 @@ def test_a_graph_of_fewer_than_three_nodes_is_not_cut(count):
     assert cut_graph(np.zeros((count, count), np.float32), CONFIG) is None
 
 
-def test_a_complete_graph_is_not_cut():
-    assert cut_graph(np.ones((200, 200), np.float32), CONFIG) is None
+@pytest.mark.parametrize("own_weight", [1, 0])
+def test_a_complete_graph_is_not_cut(own_weight):
+    edges = np.ones((200, 200), np.float32)
+    np.fill_diagonal(edges, own_weight)
+    assert cut_graph(edges, CONFIG) is None
+    assert cut_graph(scipy.sparse.csr_array(edges), CONFIG) is None
+    edges[3, 5] = edges[5, 3] = 0
+    assert cut_graph(scipy.sparse.csr_array(edges), CONFIG) is not None
 
 
 @pytest.mark.parametrize("count", [3, 19, 200])

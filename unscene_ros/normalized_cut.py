@@ -121,7 +121,11 @@ def _subgraph(edges: Graph, nodes: np.ndarray):
 def _is_complete(edges: Graph) -> bool:
     """Whether every pair has the same weight: any bipartition is then as good as any other."""
     if scipy.sparse.issparse(edges):
-        return not edges.count_nonzero() - np.count_nonzero(edges.diagonal())
+        count, weights = edges.shape[0], edges.tocoo()
+        between = weights.data[(weights.row != weights.col) & (weights.data != 0)]
+        return not len(between) or (
+            len(between) == count * (count - 1) and bool((between == between[0]).all())
+        )
     off_diagonal = edges[0, 1]
     if edges[-1, 0] != off_diagonal:
         return False
