@@ -69,6 +69,7 @@ class _Modality:
 
     def __init__(self, features: SegmentFeatures, weight: float, metric: str) -> None:
         vectors = features.values.astype(np.float32)
+        present = (vectors != 0).any(axis=1)
         if metric == "cosine":
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
         elif len(vectors):
@@ -77,8 +78,8 @@ class _Modality:
         self._squares = (vectors**2).sum(axis=1)
         self._metric = metric
         self._weight = np.float32(weight)
-        self._lowest, self._highest = self._range()
-        tells = features.valid & (self._highest - self._lowest > _TINY)
+        self._lowest, self._highest = self._range(np.flatnonzero(present))
+        tells = features.valid & present & (self._highest - self._lowest > _TINY)
         self._trust = np.where(tells, 1, _UNTRUSTED).astype(np.float32)
 
     def rows(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,18 +105,15 @@ class _Modality:
         squares = self._squares[first] + self._squares[second] - 2 * products
         return -np.sqrt(np.maximum(squares, 0))
 
-    def _range(self) -> tuple[np.float32, np.float32]:
-        """Least similarity that is not 0 (0 is that of missing features), and the largest."""
-        every = np.arange(len(self._vectors))
-        lowest, highest = np.float32(np.inf), np.float32(-np.inf)
-        for start in range(0, len(every), _BLOCK):
-            first, second = every[start : start + _BLOCK], every[start:]
+    def _range(self, present: np.ndarray) -> tuple[float, float]:
+        """The least and the largest similarity of the segments that have a feature at all."""
+        lowest, highest = np.inf, -np.inf
+        for start in range(0, len(present), _BLOCK):
+            first, second = present[start : start + _BLOCK], present[start:]
             products = self._vectors[first] @ self._vectors[second].T
             block = self._similarity(products, first[:, None], second)
-            lowest = min(lowest, block.min(initial=np.inf, where=block != 0))
-            highest = max(highest, block.max())
-        lowest = lowest if np.isfinite(lowest) else np.float32(0)
-        return lowest, max(highest, lowest)
+            lowest, highest = min(lowest, float(block.min())), max(highest, float(block.max()))
+        return (lowest, highest) if len(present) else (0.0, 0.0)
 
 
 def _mean(affinities_and_weights: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

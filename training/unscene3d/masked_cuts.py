@@ -25,7 +25,8 @@ from training.unscene3d.segment_graph import (
 from unscene_ros.normalized_cut import Cut, Graph, NormalizedCutConfig, connected_parts, cut_graph
 from unscene_ros.scene import InputError
 
-_MOST_DENSE = 12_000  # segments; a matrix of all their pairs takes 0.6 GB
+_MOST_SEGMENTS = 12_000  # with edges between all pairs: at the worst they take 1 GB
+_ROWS = 1024  # of that matrix that are filled at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +108,8 @@ def _graphs(
         return
     usable = graph.neighbors[graph.movable[graph.neighbors].all(axis=1)]
     alike = affinity.pairs(usable)
-    links, weights = usable[alike > config.min_affinity], alike[alike > config.min_affinity]
-    if config.edges == "binary":
-        weights = np.ones_like(weights)
+    links, alike = usable[alike > config.min_affinity], alike[alike > config.min_affinity]
+    weights = _weights(alike, config)
     one_way = scipy.sparse.coo_array((weights, links.T), shape=(count, count))
     own = scipy.sparse.eye_array(count, dtype=np.float32)
     edges = (one_way + one_way.T + own).tocsr()
@@ -119,15 +119,22 @@ def _graphs(
             yield np.flatnonzero(part), edges, links
 
 
-def _all_edges(affinity: Affinity, config: MaskedCutsConfig) -> np.ndarray:
-    if affinity.count > _MOST_DENSE:
+def _all_edges(affinity: Affinity, config: MaskedCutsConfig) -> Graph:
+    if affinity.count > _MOST_SEGMENTS:
         raise InputError(
-            f"cuts.tied=all: expected at most {_MOST_DENSE} segments, got {affinity.count}: "
+            f"cuts.tied=all: expected at most {_MOST_SEGMENTS} segments, got {affinity.count}: "
             f"use coarser segments, or cuts.tied=near"
         )
-    edges = affinity.rows(np.arange(affinity.count))
-    edges[edges <= config.min_affinity] = 0
-    return (edges > 0).astype(np.float32) if config.edges == "binary" else edges
+    blocks = []
+    for start in range(0, affinity.count, _ROWS):
+        rows = affinity.rows(np.arange(start, min(start + _ROWS, affinity.count)))
+        alike = rows > config.min_affinity
+        blocks.append(scipy.sparse.csr_array(_weights(rows, config) * alike))
+    return scipy.sparse.vstack(blocks, format="csr")
+
+
+def _weights(affinities: np.ndarray, config: MaskedCutsConfig) -> np.ndarray:
+    return np.ones_like(affinities) if config.edges == "binary" else affinities
 
 
 def _cut_off(
