@@ -203,3 +203,17 @@ def test_a_checkpoint_of_a_training_that_diverged_is_refused(tmp_path):
     save_checkpoint(tmp_path / "a", network)
     with pytest.raises(InputError, match=r"bn0\.bn\.bias: its training diverged"):
         load_checkpoint(tmp_path / "a")
+
+
+def test_a_compact_checkpoint_is_half_the_size_and_nearly_the_same(saved, tmp_path):
+    network, path = saved
+    small = tmp_path / "small.safetensors"
+    save_checkpoint(small, network, SETTINGS, compact=True)
+    assert small.stat().st_size < 0.52 * path.stat().st_size
+    loaded = load_checkpoint(small, SparseUNet).network.state_dict()
+    for name, tensor in network.state_dict().items():
+        assert loaded[name].dtype == tensor.dtype
+        if tensor.ndim > 1:
+            torch.testing.assert_close(loaded[name], tensor, rtol=1e-3, atol=1e-6)
+        else:
+            assert torch.equal(loaded[name], tensor)

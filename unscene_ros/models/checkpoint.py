@@ -75,11 +75,13 @@ def save_checkpoint(
     network: nn.Module,
     settings: Mapping[str, Any] | None = None,
     origin: Mapping[str, Any] | None = None,
+    compact: bool = False,
 ) -> None:
     """Writes a network of `NETWORKS` whole or not at all; raises InputError if it cannot.
 
     settings: plain values that whoever runs the network must know. origin: plain values about how
-    it was made, added to its provenance.
+    it was made, added to its provenance. compact: weights in half precision, for a robot; vectors,
+    such as the statistics of normalisations, keep theirs.
     """
     name = type(network).__name__
     if name not in NETWORKS:
@@ -92,6 +94,8 @@ def save_checkpoint(
         "provenance": provenance() | dict(origin or {}),
     }
     tensors = {name: value.cpu().contiguous() for name, value in network.state_dict().items()}
+    if compact:
+        tensors = {name: _compact(value) for name, value in tensors.items()}
     metadata = {METADATA_KEY: json.dumps(header, allow_nan=False)}
     with whole_file(path) as file:
         file.write(safetensors.torch.save(tensors, metadata))
@@ -122,6 +126,11 @@ def load_checkpoint(path: Path, expected: type[nn.Module] | None = None) -> Chec
         )
     network.load_state_dict(tensors)
     return Checkpoint(network.eval(), header["settings"], header["provenance"])
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    is_weight = tensor.is_floating_point() and tensor.ndim > 1
+    return tensor.half() if is_weight else tensor
 
 
 def _differences(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> str:
