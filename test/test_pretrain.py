@@ -10,7 +10,7 @@ from small_library import write_small_library
 from small_scan import BOXES, CAMERA, FLOOR, small_frames
 
 from training.learner import LearnerConfig
-from training.scans.library import Library
+from training.scans.library import Library, Scan
 from training.unscene3d import frame_pairs, pretrain
 from training.unscene3d.augmentation import AugmentationConfig
 from training.unscene3d.frame_pairs import (
@@ -145,7 +145,7 @@ def test_other_frames_make_pairs_anew(scan):
     assert has_pairs(scan, PAIRS)
     assert not has_pairs(scan, dataclasses.replace(PAIRS, frame_step=2))
     np.savetxt(scan.folder / "pose/000003.txt", np.full((4, 4), np.nan))
-    assert not has_pairs(scan, PAIRS)
+    assert not has_pairs(Scan(scan.folder), PAIRS)
 
 
 def test_scans_without_pairs_are_listed_and_the_others_go_on(library):

@@ -22,7 +22,6 @@ from scipy.sparse import csr_array
 from training.artifacts import Identity, file_hash, is_made, load_artifact, save_artifact
 from training.fan_out import add_fan_out_options, failures_at_end, for_each
 from training.scans.library import Library, Scan
-from training.unscene3d.frame_pairs import frames_hash
 from unscene_ros.image_features import (
     ImageFeaturesConfig,
     lift_maps,
@@ -119,7 +118,7 @@ def image_identity(
     """Of what `image_features_of` keeps; where it is computed does not matter."""
     settings = to_dict(config)
     del settings["features"]["device"]
-    inputs = _inputs(scan, oversegmentation) | {"frames": frames_hash(scan)}
+    inputs = _inputs(scan, oversegmentation) | {"frames": scan.frames_hash}
     if config.features.provider == "dino":
         inputs["model"] = _model_hash(config.features.model)
     return Identity("image_features", settings, inputs)

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
-from training.artifacts import Identity, file_hash, is_made, save_artifact
+from training.artifacts import Identity, is_made, save_artifact
 from training.fan_out import Failure, add_fan_out_options, failures_at_end, for_each
 from training.scans.library import Library, Scan
 from unscene_ros.normals import normals_from_faces
@@ -136,19 +136,9 @@ def find_matches(
     return drawn[found], nearest[found]
 
 
-def frames_hash(scan: Scan) -> str:
-    """Of the frames: of what the poses and intrinsics say, and of the pictures' names and sizes."""
-    texts = [*scan.folder.glob("*.txt"), *(scan.folder / "pose").glob("*.txt")]
-    pictures = [*(scan.folder / "color").glob("*"), *(scan.folder / "depth").glob("*")]
-    files = {str(path.relative_to(scan.folder)): file_hash(path) for path in texts}
-    for path in pictures:
-        files[str(path.relative_to(scan.folder))] = str(path.stat().st_size)
-    return Identity("frames", {}, files).hash
-
-
 def pairs_identity(scan: Scan, config: FramePairsConfig) -> Identity:
     """Of what `save_pairs` writes."""
-    return Identity(STEP, to_dict(config), {"frames": frames_hash(scan)})
+    return Identity(STEP, to_dict(config), {"frames": scan.frames_hash})
 
 
 def has_pairs(scan: Scan, config: FramePairsConfig) -> bool:

@@ -60,7 +60,11 @@ class PretrainConfig:
     matches: int = 4096  # compared in each pair of frames, at most
     augmentation: AugmentationConfig = field(
         default_factory=lambda: AugmentationConfig(
-            mirror_probability=0.0, elastic_probability=0.0, tilt_rad=math.pi / 64
+            mirror_probability=0.0,
+            elastic_probability=0.0,
+            scale_change=0.0,
+            tilt_rad=math.pi / 64,
+            color_probability=0.0,
         )
     )
     contexts: SceneContextsConfig = field(default_factory=SceneContextsConfig)
