@@ -99,13 +99,13 @@ def numbered(count: int) -> list[str]:
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A Ray of two CPUs on this machine, whose workers can import this file."""
+    """A Ray on this machine, whose workers can import this file."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
         folders = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, folders)))
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+        crews._start(ray)
         yield
         ray.shutdown()
 
@@ -198,6 +198,20 @@ def test_a_cluster_that_is_not_there_is_a_sentence(tmp_path, monkeypatch, addres
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # that of the other tests
     with pytest.raises(InputError, match=f"--ray {address}: expected HOST:PORT"):
         for_each(items(tmp_path, "00"), work, ray=address)
+
+
+@needs_ray
+def test_a_ray_that_does_not_start_is_a_sentence(tmp_path, monkeypatch):
+    import ray
+
+    def too_slow(**options):
+        raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", too_slow)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with pytest.raises(InputError, match=r"--ray local: Ray did not start \(The .* startup\)"):
+        for_each(items(tmp_path, "00"), work, ray="local")
 
 
 def test_without_ray_the_error_says_what_to_install(tmp_path, monkeypatch):

@@ -200,9 +200,11 @@ class RayCluster:
             ) from error
         self._ray = ray
         self._is_ours = not ray.is_initialized()
-        if self._is_ours:
+        if self._is_ours and address == LOCAL:
+            _start(ray)
+        elif self._is_ours:
             _connect(ray, address)
-        # Retried by `_attempts` alone, which asks first whether the result is there.
+        # `fan_out` alone tries again, and asks first whether the result is there.
         task = ray.remote(num_cpus=1, max_retries=0)(_attempt_in_folder)
         self._task = task.options(runtime_env={"env_vars": _thread_limits(1)})
         self._work = ray.put(work)
@@ -240,10 +242,22 @@ class RayCluster:
             self._ray.shutdown()
 
 
+def _start(ray: Any) -> None:
+    """Starts a Ray of this machine alone; it waits half a minute, too short for a busy one."""
+    for is_last in (False, False, True):
+        try:
+            ray.init(address=LOCAL, include_dashboard=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # it raises nothing narrower
+            ray.shutdown()
+            if is_last:
+                raise InputError(
+                    f"--ray {LOCAL}: Ray did not start ({_first_sentence(error)}); --workers does "
+                    "without it"
+                ) from error
+
+
 def _connect(ray: Any, address: str) -> None:
-    if address == LOCAL:
-        ray.init(address=LOCAL, include_dashboard=False, logging_level=logging.ERROR)
-        return
     host, _, port = address.rpartition("/")[2].rpartition(":")
     try:
         if port.isdigit():  # Ray itself would try for many minutes
