@@ -5,6 +5,8 @@ python := .venv/bin/python
 # The tests and the demo use real ROS 2 wherever it can be had: sourced, or as wheels for x86_64.
 test test-all: export UNSCENE_REQUIRE_ROS ?= $(if $(ROS_DISTRO)$(filter x86_64,$(shell uname -m)),1)
 demo: export UNSCENE_REQUIRE_ROS = 1
+# What requirements.txt installs is tested, not skipped.
+test test-all: export UNSCENE_REQUIRE_RAY ?= 1
 
 help: ## lists the commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12

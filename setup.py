@@ -39,6 +39,7 @@ setup(
     ],
     extras_require={
         "learning": ["torch", "transformers", "safetensors", "scikit-learn", "tensorboard"],
+        "cluster": ["ray"],
         "test": [
             "pytest",
             "pytest-timeout",
