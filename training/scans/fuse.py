@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from functools import partial
-from pathlib import Path
 
 from training.artifacts import Identity
-from training.fan_out import add_fan_out_options, failures_at_end, for_each
-from training.scans.library import Library, Scan
+from training.command import add_settings_option, exit_code, over_scans, step_parser
+from training.scans.library import Scan
 from unscene_ros.fusion import FusionConfig
 from unscene_ros.pipeline import build_mesh
 from unscene_ros.scene import InputError
@@ -41,25 +39,15 @@ def fuse_scan(scan: Scan, config: FusionConfig) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 when a scan failed, 2 for a wrong argument."""
-    parser = argparse.ArgumentParser(prog="python -m training.scans.fuse", description=__doc__)
-    parser.add_argument("library", type=Path, metavar="LIBRARY")
-    parser.add_argument("--split", default="", metavar="NAME", help="only these scans")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting of the fusion, for example voxel_size_m=0.02",
-    )  # fmt: skip
-    add_fan_out_options(parser)
+    parser = step_parser("training.scans.fuse", __doc__)
+    add_settings_option(parser, "voxel_size_m=0.02")
     options = parser.parse_args(arguments)
-    try:
+
+    def run() -> int:
         config = from_dict(FusionConfig, from_assignments(options.set))
-        library = Library(options.library)
-        items = [(name, library.scan(name)) for name in library.names(options.split)]
-        work = partial(fuse_scan, config=config)
-        failures = for_each(items, work, options.workers, options.ray, "fusing")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return failures_at_end(failures)
+        return over_scans(options, partial(fuse_scan, config=config), "fusing")
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":
