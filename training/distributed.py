@@ -20,6 +20,7 @@ from torch import nn
 from unscene_ros.scene import InputError
 
 PATIENCE = timedelta(minutes=20)  # for the other processes, before it is an error
+LONG_PATIENCE = timedelta(days=7)  # for what the first process does while the others wait
 
 _numbers = itertools.count()  # of the groups that this process has been in
 
@@ -48,8 +49,18 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
+def wait_for_all(value: int = 0) -> int:
+    """The largest value of all processes, when each has called it.
+
+    What the first one has written before is there then. If one of them ends instead, torchrun ends
+    the others.
+    """
+    with joined_processes(torch.device("cpu"), LONG_PATIENCE) as processes:
+        return processes.largest(value)
+
+
 @contextmanager
-def joined_processes(device: torch.device) -> Iterator[Processes]:
+def joined_processes(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Processes]:
     """The processes that torchrun started, joined for the time of the block; else this one."""
     count = int(os.environ.get("WORLD_SIZE", 1))
     if count == 1:
@@ -59,10 +70,10 @@ def joined_processes(device: torch.device) -> Iterator[Processes]:
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
     # The store keeps the addresses of groups before this one: each needs a place of its own there.
-    store, rank, count = next(torch.distributed.rendezvous("env://", timeout=PATIENCE))
+    store, rank, count = next(torch.distributed.rendezvous("env://", timeout=patience))
     torch.distributed.init_process_group(
         backend,
-        timeout=PATIENCE,
+        timeout=patience,
         store=torch.distributed.PrefixStore(f"learning {next(_numbers)}", store),
         rank=rank,
         world_size=count,

@@ -65,6 +65,15 @@ class LearnerConfig:
 WHERE_IT_RUNS = ("checkpoint_every", "device", "workers", "ahead", "threads")
 
 
+def deciding_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain settings, in all their sections, without those of `WHERE_IT_RUNS`."""
+    return {
+        name: deciding_settings(value) if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if name not in WHERE_IT_RUNS
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class LearningResult:
     """loss: "total" of the last step. seconds: without interruptions.
@@ -112,7 +121,7 @@ def learn(
     _check(config, sample_count)
     folder, device = Path(folder), choose_device(config.device)
     torch.set_num_threads(config.threads or _cores())
-    settings = {key: value for key, value in to_dict(config).items() if key not in WHERE_IT_RUNS}
+    settings = deciding_settings(to_dict(config))
     run = {**identity, "learner": settings, "sample_count": sample_count}
     with joined_processes(device) as processes:
         if config.batch_size % processes.count:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -22,14 +22,15 @@ from training.artifacts import (
     save_artifact,
     unpack_masks,
 )
+from training.learner import deciding_settings
 from training.scans.library import Scan
 from training.unscene3d.augmentation import AugmentationConfig, augment
 from training.unscene3d.targets import masks_over_segments
-from unscene_ros.inference import InferenceConfig, infer
+from unscene_ros.inference import InferenceConfig, infer, overlaps
 from unscene_ros.models.checkpoint import load_checkpoint
 from unscene_ros.models.device import choose_torch_device
 from unscene_ros.models.instance_network import InstanceNetwork
-from unscene_ros.scene import Instances, Mesh, Segments
+from unscene_ros.scene import InputError, Instances, Mesh, Segments
 from unscene_ros.settings import to_dict
 from unscene_ros.voxels import VoxelsConfig
 
@@ -57,6 +58,14 @@ class ExportConfig:
         default_factory=lambda: AugmentationConfig(elastic_probability=0)
     )
 
+    def __post_init__(self) -> None:
+        for name in ("max_new", "passes"):
+            if getattr(self, name) < 0:
+                raise InputError(f"export.{name}: expected 0 or more, got {getattr(self, name)}")
+        for name in ("min_uncovered", "min_stability", "min_confirmation"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"export.{name}: expected 0..1, got {getattr(self, name)}")
+
 
 def export_identity(
     scan: Scan, config: UnScene3DConfig, initial: Identity, checkpoint: Path
@@ -66,15 +75,15 @@ def export_identity(
     inputs = {
         "masks": initial.hash,
         "segments": scan.segments_identity(config.oversegmentation).hash,
-        "checkpoint": file_hash(checkpoint),
+        "checkpoint": _hash_of(checkpoint, _changed_ns(checkpoint)),
     }
-    return Identity(STEP, settings, inputs, config.seed)
+    return Identity(STEP, deciding_settings(settings), inputs, config.seed)
 
 
 def export(scan: Scan, config: UnScene3DConfig, initial: Identity, checkpoint: Path) -> Path:
     """Writes the masks of the next round unless they are there; returns their file.
 
-    initial: of the pseudo masks before any training.
+    initial: of the pseudo masks before any training. Those that stay come first, unchanged.
     """
     identity = export_identity(scan, config, initial, checkpoint)
     path = scan.result_path("masks", identity, identity.step)
@@ -82,21 +91,39 @@ def export(scan: Scan, config: UnScene3DConfig, initial: Identity, checkpoint: P
         return path
     mesh = scan.mesh()
     segments = scan.segments(config.oversegmentation, mesh)
-    packed = scan.result("masks", initial, initial.step)["masks"]
-    first = masks_over_segments(unpack_masks(packed, len(mesh.vertices)), segments)
-    network = _network(checkpoint, config.export.inference.device)
+    first = scan.result("masks", initial, initial.step)
+    first_masks = masks_over_segments(unpack_masks(first["masks"], len(mesh.vertices)), segments)
+    network = _network(checkpoint, _changed_ns(checkpoint), config.export.inference.device)
     seed = (config.seed, int(scan.mesh_hash, 16))
-    masks, scores, kept = densified(
-        network, config.voxels, mesh, segments, first, config.export, seed
+    kept, added, scores = densified(
+        network, config.voxels, mesh, segments, first_masks, config.export, seed
     )
-    sources = np.where(np.arange(len(masks)) < kept, initial.step, STEP)
-    packed = pack_masks(masks[:, segments.of_vertex])
-    save_artifact(path, identity, masks=packed, scores=scores, sources=sources)
+    save_artifact(
+        path,
+        identity,
+        masks=np.concatenate([first["masks"][kept], pack_masks(added[:, segments.of_vertex])]),
+        scores=np.concatenate([first["scores"][kept], scores]),
+        sources=np.concatenate([first["sources"][kept], np.full(len(added), STEP)]),
+    )
     return path
 
 
+def _changed_ns(checkpoint: Path) -> int:
+    """When it was written: what is remembered of a file is asked for by this too."""
+    try:
+        return checkpoint.stat().st_mtime_ns
+    except OSError as error:
+        raise InputError(f"{checkpoint}: cannot be read ({error.strerror})") from error
+
+
 @lru_cache(1)
-def _network(checkpoint: Path, device: str) -> InstanceNetwork:
+def _hash_of(checkpoint: Path, _: int) -> str:
+    """Computed once for all scans."""
+    return file_hash(checkpoint)
+
+
+@lru_cache(1)
+def _network(checkpoint: Path, _: int, device: Literal["auto", "cuda", "cpu"]) -> InstanceNetwork:
     """Loaded once in each process."""
     network = load_checkpoint(checkpoint, InstanceNetwork).network
     assert isinstance(network, InstanceNetwork)
@@ -111,10 +138,10 @@ def densified(
     initial: np.ndarray,
     config: ExportConfig,
     seed: Sequence[int],
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """(masks (K, S) bool, their scores (K,), how many of them are initial ones, which come first).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(which initial masks stay (M,) bool, masks to add (K, S) bool, their scores (K,)).
 
-    initial (M, S) bool: the pseudo masks before any training; they score 1.
+    initial (M, S) bool: the pseudo masks before any training.
     """
     rng = np.random.default_rng(seed)
     predicted = infer(network, voxels, mesh, segments, config.inference)
@@ -122,21 +149,20 @@ def densified(
         infer(network, voxels, augment(mesh, rng, config.augmentation), segments, config.inference)
         for _ in range(config.passes)
     ]
-    sizes = np.bincount(segments.of_vertex, minlength=segments.count).astype(np.float64)
+    sizes = np.bincount(segments.of_vertex, minlength=segments.count)
     kept = confirmed(initial, predicted, sizes, config.min_confirmation)
-    added, scores = new_masks(predicted, again, kept, sizes, config)
-    masks = np.concatenate([kept, added])
-    return masks, np.concatenate([np.ones(len(kept), np.float32), scores]), len(kept)
+    return kept, *new_masks(predicted, again, initial[kept], sizes, config)
 
 
 def confirmed(
     initial: np.ndarray, predicted: Instances, sizes: np.ndarray, min_confirmation: float
 ) -> np.ndarray:
-    """The initial masks (M, S) that a prediction overlaps enough; sizes (S,) of the segments."""
-    if min_confirmation <= 0 or not len(initial):
-        return initial
+    """(M,) bool: the initial masks (M, S) that a prediction overlaps enough.
+
+    sizes (S,) of the segments.
+    """
     best = overlaps(initial, predicted.masks, sizes).max(axis=1, initial=0)
-    return initial[best >= min_confirmation]
+    return best >= min_confirmation
 
 
 def new_masks(
@@ -168,10 +194,3 @@ def new_masks(
     if not masks:
         return np.zeros((0, len(sizes)), bool), np.zeros(0, np.float32)
     return np.stack(masks), np.array(scores, np.float32)
-
-
-def overlaps(first: np.ndarray, second: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """(K, L) intersection over union of masks (K, S) and (L, S) of segments of these sizes (S,)."""
-    common = (first * sizes) @ second.T.astype(np.float64)
-    union = (first @ sizes)[:, None] + second @ sizes - common
-    return common / np.maximum(union, 1e-9)

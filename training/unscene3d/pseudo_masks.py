@@ -17,6 +17,7 @@ import numpy as np
 
 from training.artifacts import Identity, is_made, pack_masks, save_artifact
 from training.fan_out import add_fan_out_options, failures_at_end, for_each
+from training.learner import deciding_settings
 from training.scans.library import Library, Scan
 from training.unscene3d.features import (
     SegmentFeatures,
@@ -87,7 +88,7 @@ def pseudo_masks_identity(scan: Scan, config: UnScene3DConfig) -> Identity:
     if chosen.method == "layers":
         settings["video_boxes"] = to_dict(chosen.video_boxes)
         settings["image_features"] = to_dict(config.features.images.features)
-    return Identity(STEP, settings, inputs)
+    return Identity(STEP, deciding_settings(settings), inputs)
 
 
 def make_pseudo_masks(scan: Scan, config: UnScene3DConfig) -> None:

@@ -20,7 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from training.artifacts import Identity, file_hash, load_artifact, unpack_masks
+from training.distributed import is_first_process, wait_for_all
 from training.fan_out import Failure, add_fan_out_options, failures_at_end, for_each
+from training.learner import deciding_settings
+from training.run_folder import RUN_FILE, claim
 from training.scans.library import Library, Scan
 from training.unscene3d.export import export, export_identity
 from training.unscene3d.pseudo_masks import find_pseudo_masks
@@ -29,9 +32,10 @@ from training.unscene3d.samples import TrainingScene
 from training.unscene3d.targets import target_masks
 from training.unscene3d.train import CHECKPOINT_FILE, train, training_identity
 from unscene_ros.scene import InputError
+from unscene_ros.settings import to_dict
 from unscene_ros.storage import prepare_output_folder, whole_file
 
-REPORT_FILE = "rounds.json"
+REPORT_FILE, SCANS_FILE = "rounds.json", "scans.txt"
 
 
 def self_train(
@@ -42,43 +46,111 @@ def self_train(
     initial: Path | None = None,
     workers: int = 1,
     ray: str | None = None,
-) -> tuple[Path, list[Failure]]:
-    """(the checkpoint of the last round, scans that had to be left out).
+) -> tuple[Path | None, list[Failure]]:
+    """(the checkpoint of the last round, scans that failed or had to be left out).
 
-    folder gets round_1, round_2, ... with their logs and checkpoints, rounds.json and the last
-    checkpoint. initial: weights to start from. Raises InputError when no scan has pseudo masks.
+    folder gets run.json (the settings), scans.txt (what is learned from), round_1, round_2, ...
+    with their logs and checkpoints, rounds.json and the last checkpoint. initial: weights to start
+    from. A run keeps to the scans that it began with. When one of them fails later, the run ends
+    before the next round, without a checkpoint (None), so that nothing is learned from a part.
+    Under torchrun the first process alone makes masks and writes.
+    Raises InputError for a folder with other settings.
     """
     if config.rounds < 1:
         raise InputError(f"rounds: expected 1 or more, got {config.rounds}")
+    if not names:
+        raise InputError("rounds: expected scans to learn from, got none")
+    claim(folder, _what_decides(config), write=is_first_process())
     scans = {name: library.scan(name) for name in names}
-    first, failures = _first_masks(scans, config)
+    first, failures = _first_masks(scans, config, folder, workers, ray)
     masks, checkpoint, report = first, initial, []
     for number in range(1, config.rounds + 1):
-        if number > 1:
-            assert checkpoint is not None
+        if number > 1 and checkpoint:
             masks, failed = _next_masks(scans, config, first, checkpoint, workers, ray)
             failures += failed
+        if not masks:
+            return None, failures
         checkpoint = train_round(number, scans, masks, config, folder, checkpoint)
         report.append(_summary(number, scans, masks, checkpoint))
-        with whole_file(folder / REPORT_FILE) as file:
-            file.write(json.dumps(report, indent=2).encode())
+        if is_first_process():
+            with whole_file(folder / REPORT_FILE) as file:
+                file.write(json.dumps(report, indent=2).encode())
     assert checkpoint is not None
-    with whole_file(folder / CHECKPOINT_FILE) as file, checkpoint.open("rb") as last:
-        shutil.copyfileobj(last, file)
+    if is_first_process():
+        with whole_file(folder / CHECKPOINT_FILE) as file, checkpoint.open("rb") as last:
+            shutil.copyfileobj(last, file)
     return folder / CHECKPOINT_FILE, failures
 
 
+def _what_decides(config: UnScene3DConfig) -> dict[str, Any]:
+    """The settings that all rounds have in common, for run.json."""
+    settings = deciding_settings(to_dict(config))
+    del settings["rounds"]  # more of them can follow
+    del settings["pretrain"]  # its result counts: with what it was made is in the masks' identity
+    return settings
+
+
 def _first_masks(
-    scans: Mapping[str, Scan], config: UnScene3DConfig
+    scans: Mapping[str, Scan],
+    config: UnScene3DConfig,
+    folder: Path,
+    workers: int,
+    ray: str | None,
 ) -> tuple[dict[str, Identity], list[Failure]]:
-    """The identity of each scan's pseudo masks; scans without any are failures."""
-    masks, failures = {}, []
-    for name, scan in scans.items():
+    """(identity of the pseudo masks of each scan to learn from, what was left out).
+
+    There is none when a scan that the run began with has failed.
+    """
+    failures: list[Failure] = []
+    if is_first_process():
+        work = partial(_prepare, config=config)
+        failures = for_each([*scans.items()], work, workers, ray, "segments")
+        failures += _keep_to_the_first_scans(scans, failures, folder / SCANS_FILE)
+    wait_for_all()
+    masks = {}
+    for name in _read_names(folder / SCANS_FILE):
         try:
-            masks[name] = find_pseudo_masks(scan, config)
-        except InputError as error:
-            failures.append(Failure(name, str(error)))
+            masks[name] = find_pseudo_masks(scans[name], config)
+        except (KeyError, InputError):
+            return {}, failures  # which say why
     return masks, failures
+
+
+def _prepare(scan: Scan, config: UnScene3DConfig) -> None:
+    """Looks for the pseudo masks, and makes the segments so that training finds them."""
+    find_pseudo_masks(scan, config)
+    scan.segments(config.oversegmentation)
+
+
+def _keep_to_the_first_scans(
+    scans: Mapping[str, Scan], failures: list[Failure], path: Path
+) -> list[Failure]:
+    """Notes the scans that have not failed; once training has begun, compares them with the noted.
+
+    Returns those that differ.
+    """
+    failed = {failure.name for failure in failures}
+    usable = [name for name in scans if name not in failed]
+    if not (_round_folder(path.parent, 1) / RUN_FILE).exists():
+        with whole_file(path) as file:
+            file.write("".join(f"{name}\n" for name in usable).encode())
+    noted = _read_names(path)
+    new = "came after the run had begun: it is not learned from; start another run with it"
+    gone = "the run has learned from it, but it is no longer asked for; start another run without"
+    return [Failure(name, new) for name in usable if name not in noted] + [
+        Failure(name, gone) for name in noted if name not in scans
+    ]
+
+
+def _read_names(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: expected the names of scans ({error})") from error
+
+
+def _round_folder(run: Path, number: int) -> Path:
+    return run / f"round_{number}"
 
 
 def _next_masks(
@@ -89,15 +161,20 @@ def _next_masks(
     workers: int,
     ray: str | None,
 ) -> tuple[dict[str, Identity], list[Failure]]:
-    """As `_first_masks`, with what the network of the last round adds."""
-    work = partial(_export, config=config, checkpoint=checkpoint)
-    items = [(name, (scans[name], identity)) for name, identity in first.items()]
-    failures = for_each(items, work, workers, ray, "adding masks")
-    failed = {failure.name for failure in failures}
+    """(identity of each scan's masks with what the network of the last round adds, failures).
+
+    There is none when one has failed; that of the others is kept.
+    """
+    failures: list[Failure] = []
+    if is_first_process():
+        work = partial(_export, config=config, checkpoint=checkpoint)
+        items = [(name, (scans[name], identity)) for name, identity in first.items()]
+        failures = for_each(items, work, workers, ray, "adding masks")
+    if wait_for_all(len(failures)):
+        return {}, failures
     masks = {
         name: export_identity(scans[name], config, identity, checkpoint)
         for name, identity in first.items()
-        if name not in failed
     }
     return masks, failures
 
@@ -129,7 +206,7 @@ def train_round(
 
     learner = config.first_round if number == 1 else config.later_rounds
     identity = training_identity(config, learner, target_hashes, initial)
-    return train(names, load, config, learner, folder / f"round_{number}", identity, initial)
+    return train(names, load, config, learner, _round_folder(folder, number), identity, initial)
 
 
 def labelled_scene(scan: Scan, masks: Identity, config: UnScene3DConfig) -> TrainingScene:
@@ -203,11 +280,12 @@ def main(arguments: list[str] | None = None) -> int:
         checkpoint, failures = self_train(
             library, names, config, options.output, options.initial, options.workers, options.ray
         )
-        _show(json.loads((options.output / REPORT_FILE).read_text()))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"checkpoint: {checkpoint}")
+    if checkpoint and is_first_process():
+        _show(json.loads((options.output / REPORT_FILE).read_text()))
+        print(f"checkpoint: {checkpoint}")
     return failures_at_end(failures)
 
 

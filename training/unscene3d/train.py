@@ -5,16 +5,20 @@ Self-training, fine-tuning and the supervised ceiling all train here; they diffe
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from training.artifacts import Identity, file_hash
-from training.distributed import is_first_process
-from training.learner import LearnerConfig, learn
+from training.distributed import is_first_process, wait_for_all
+from training.learner import LearnerConfig, deciding_settings, learn
 from training.unscene3d.losses import LossConfig, instance_loss, segment_projections
 from training.unscene3d.recipe import UnScene3DConfig
 from training.unscene3d.samples import Batch, Sample, TrainingScene, join_samples, make_sample
@@ -27,6 +31,7 @@ from unscene_ros.settings import settings_hash, to_dict
 STEP = "train"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 _SCENES_IN_MEMORY = 256
+_MOST_TRIES = 20  # to draw a sample with targets
 
 
 def training_identity(
@@ -43,7 +48,7 @@ def training_identity(
         "targets": to_dict(config.targets),
         "samples": to_dict(config.samples),
         "loss": to_dict(config.loss),
-        "steps": learner.steps,
+        "learner": deciding_settings(to_dict(learner)),
     }
     # One hash for all scans keeps run.json readable.
     inputs = {"targets": Identity("targets", {}, targets).hash}
@@ -63,39 +68,78 @@ def train(
 ) -> Path:
     """The checkpoint of a network trained on the scans of these names; goes on where it ended.
 
-    load: a scan with its targets, asked for by the loop's workers. initial: a checkpoint to start
-    from, of the whole network or of a pretrained backbone. Raises InputError when there is no scan
-    and when the folder belongs to another training.
+    load: a scan with its targets, asked for by the loop's threads. initial: a checkpoint to start
+    from, of the whole network or of a pretrained backbone. The seeds of recipe and learner both
+    count. Under torchrun the first process writes, and all return when the checkpoint is there.
+    Raises InputError when there is no scan and when the folder belongs to another training.
     """
     if not names:
         raise InputError("train: expected scans with masks to learn from, got none")
+    learner = replace(learner, seed=config.seed + learner.seed)
     torch.manual_seed(learner.seed)
     network = InstanceNetwork(config.network)
     if initial:
         start_from(initial, network)
+    about = json.loads(identity.to_json())
+    del about["settings"]["learner"]  # `learn` adds it
+    result = learn(
+        network,
+        _sampler(names, load, config),
+        partial(_loss_of_samples, config=config.loss),
+        learner,
+        folder,
+        sample_count=len(names),
+        identity={"identity": identity.hash, **about},
+    )
+    path = folder / CHECKPOINT_FILE
+    # Never written twice: other machines and versions would give it another hash.
+    if is_first_process() and not _is_checkpoint_of(identity, path):
+        origin = {
+            "training": identity.hash,
+            "scans": len(names),
+            "steps": result.steps,
+            "last_loss": result.loss,
+            "training_seconds": round(result.seconds),
+        }
+        save_checkpoint(path, network, shared_settings(config), origin)
+    wait_for_all()
+    return path
+
+
+def _sampler(
+    names: Sequence[str], load: Callable[[str], TrainingScene], config: UnScene3DConfig
+) -> Callable[[int, int], Sample]:
+    """Samples by number of scan and visit; one without targets is replaced by another scan's."""
     cached = lru_cache(_SCENES_IN_MEMORY)(load)
+    locks = [threading.Lock() for _ in names]  # so that no scan is read by two threads at once
 
     def sample(item: int, visit: int) -> Sample:
-        seed = (config.seed, item, visit)
-        return make_sample(cached(names[item]), config.voxels, config.samples, seed)
+        seed = [config.seed, item, visit]
+        others = np.random.default_rng(seed)
+        for _ in range(_MOST_TRIES):
+            with locks[item]:
+                scene = cached(names[item])
+            made = make_sample(scene, config.voxels, config.samples, seed)
+            if len(made.targets):
+                break
+            item = int(others.integers(len(names)))
+        return made
 
-    def loss(model: nn.Module, samples: list[Sample]) -> dict[str, Tensor]:
-        device = next(model.parameters()).device
-        return batch_loss(model, join_samples(samples, device), config.loss)
+    return sample
 
-    about = {"identity": identity.hash, "settings": identity.settings, "inputs": identity.inputs}
-    result = learn(network, sample, loss, learner, folder, sample_count=len(names), identity=about)
-    path = folder / CHECKPOINT_FILE
-    origin = {
-        "training": identity.hash,
-        "scans": len(names),
-        "steps": result.steps,
-        "last_loss": result.loss,
-        "training_seconds": round(result.seconds),
-    }
-    if is_first_process():
-        save_checkpoint(path, network, shared_settings(config), origin)
-    return path
+
+def _loss_of_samples(
+    model: nn.Module, samples: list[Sample], config: LossConfig
+) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    return batch_loss(model, join_samples(samples, device), config)
+
+
+def _is_checkpoint_of(identity: Identity, path: Path) -> bool:
+    try:
+        return load_checkpoint(path).provenance.get("training") == identity.hash
+    except InputError:  # there is none, or it is damaged
+        return False
 
 
 def batch_loss(network: nn.Module, batch: Batch, config: LossConfig) -> dict[str, Tensor]:
