@@ -26,7 +26,7 @@ from unscene_ros.scene import InputError
 
 @dataclass(frozen=True, slots=True)
 class FreeMaskConfig:
-    """Settings, chosen on procedural rooms 0 to 7."""
+    """Settings, chosen on procedural rooms 0 to 15."""
 
     affinity: AffinityConfig = field(default_factory=AffinityConfig)
     graph: SegmentGraphConfig = field(default_factory=SegmentGraphConfig)
@@ -45,11 +45,11 @@ class FreeMaskConfig:
             raise InputError(f"freemask.half_area_m2: expected 0 or more, got {self.half_area_m2}")
 
 
-# As far as it is described: masks are neither parted nor freed of floor and walls.
+# As far as it is described. It says nothing of parting masks that do not hang together, but whole
+# ones fit no object: they hold everything in the scene that is alike.
 PAPER_FREEMASK = FreeMaskConfig(
     graph=SegmentGraphConfig(near_m=0.0, without_structure=False),
     limits=MaskLimits(min_segments=8, min_area_m2=0.0, max_length_m=1000.0),
-    connected=False,
 )
 
 

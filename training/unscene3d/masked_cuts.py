@@ -31,7 +31,7 @@ _ROWS = 1024  # of that matrix that are filled at a time
 
 @dataclass(frozen=True, slots=True)
 class MaskedCutsConfig:
-    """Settings of the cuts, chosen on procedural rooms 0 to 7; the paper's are `PAPER_CUTS`."""
+    """Settings of the cuts, chosen on procedural rooms 0 to 15; the paper's are `PAPER_CUTS`."""
 
     affinity: AffinityConfig = field(default_factory=AffinityConfig)
     graph: SegmentGraphConfig = field(default_factory=SegmentGraphConfig)
