@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from training.command import chosen_scans, exit_code
 from training.fan_out import Failure
 from training.probes.labels import labelled_hash, labelled_scans, read_labels
 from training.probes.rows import METHODS, Row, parse_rows
-from training.scans.library import Library, Scan
+from training.scans.library import Scan
 from unscene_ros.evaluation import Grid, Protocol, evaluate
 from unscene_ros.provenance import provenance
 from unscene_ros.scene import InputError
@@ -138,19 +139,18 @@ def main(arguments: list[str] | None = None) -> int:
         help="overlaps that AP is the mean of: full goes up to 95 %%, scannet to 90 %%",
     )  # fmt: skip
     options = parser.parse_args(arguments)
-    try:
-        rows = [row for text in options.rows for row in parse_rows(text)]
-        _check_names(rows)
-        library = Library(options.library)
-        names = library.names(options.split)
-        scans, unusable = labelled_scans([library.scan(name) for name in names])
-        prepare_output_folder(options.output.parent)
-        about = _about(options, scans, unusable)
-        lines = measure_rows(rows, scans, about, options.output, options.protocol, options.grid)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    title = f"{len(scans)} of {len(names)} scans, %, {options.protocol}, {options.grid}"
+    return exit_code(lambda: _measure(options))
+
+
+def _measure(options: argparse.Namespace) -> int:
+    rows = [row for text in options.rows for row in parse_rows(text)]
+    _check_names(rows)
+    known = chosen_scans(options)
+    scans, unusable = labelled_scans(known)
+    prepare_output_folder(options.output.parent)
+    about = _about(options, scans, unusable)
+    lines = measure_rows(rows, scans, about, options.output, options.protocol, options.grid)
+    title = f"{len(scans)} of {len(known)} scans, %, {options.protocol}, {options.grid}"
     Console().print(table_of(lines, title))
     for failure in unusable:
         print(f"left out: {failure.name}: {failure.message}", file=sys.stderr)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from training.command import exit_code
 from training.distributed import is_first_process
 from training.fan_out import Failure, failures_at_end
 from training.probes.labels import labelled_hash, labelled_scans, true_scene
@@ -140,16 +141,16 @@ def main(arguments: list[str] | None = None) -> int:
     )  # fmt: skip
     add_recipe_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        config = chosen_recipe(options)
-        shares = options.shares or (() if options.lists else SHARES)
-        library = Library(options.library)
-        parts, unusable = choose_parts(library, options.split, shares, options.lists, config.seed)
-        prepare_output_folder(options.output)
-        checkpoints, failures = train_on_parts(parts, config, options.output, options.initial)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _train(options))
+
+
+def _train(options: argparse.Namespace) -> int:
+    config = chosen_recipe(options)
+    shares = options.shares or (() if options.lists else SHARES)
+    library = Library(options.library)
+    parts, unusable = choose_parts(library, options.split, shares, options.lists, config.seed)
+    prepare_output_folder(options.output)
+    checkpoints, failures = train_on_parts(parts, config, options.output, options.initial)
     for checkpoint in checkpoints:
         print(f"checkpoint: {checkpoint}")
     return failures_at_end([*unusable, *failures])
