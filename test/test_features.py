@@ -251,7 +251,7 @@ def test_the_command_goes_on_after_failures_and_makes_only_what_is_missing(
     for path in (library.scan("c").folder / "pose").iterdir():
         np.savetxt(path, np.full((4, 4), np.nan))
     arguments = [str(library.root), "--checkpoint", str(checkpoint)]
-    arguments += ["--set", "images.frame_step=6"]
+    arguments += ["--set", "features.images.frame_step=6"]
     assert features.main(arguments) == 1
     said = capsys.readouterr().err
     assert "failed: b: " in said and "failed: c: " in said and "failed: a" not in said

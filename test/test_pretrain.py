@@ -258,7 +258,7 @@ def test_the_command_writes_a_network_with_its_voxels_and_lists_failures(library
     output = tmp_path / "pretrained.safetensors"
     arguments = [str(library.root), "-o", str(output), "--workers", "1"]
     for assignment in ASSIGNMENTS:
-        arguments += ["--set", assignment]
+        arguments += ["--set", f"pretrain.{assignment}"]
     assert pretrain.main(arguments) == 1
     assert "empty" in "".join(capsys.readouterr())
     checkpoint = load_checkpoint(output, SparseUNet)
@@ -273,7 +273,11 @@ def test_the_command_writes_a_network_with_its_voxels_and_lists_failures(library
 
 @pytest.mark.parametrize(
     "wrong",
-    [["--set", "matches=0"], ["--set", "contexts.temperature=0"], ["--split", "none"]],
+    [
+        ["--set", "pretrain.matches=0"],
+        ["--set", "pretrain.contexts.temperature=0"],
+        ["--split", "none"],
+    ],
 )
 def test_wrong_arguments_are_told(library, tmp_path, capsys, wrong):
     arguments = [str(library.root), "-o", str(tmp_path / "x.safetensors"), *wrong]
@@ -282,5 +286,5 @@ def test_wrong_arguments_are_told(library, tmp_path, capsys, wrong):
 
 
 def test_pairs_are_found_by_their_own_command_too(library):
-    assert frame_pairs.main([str(library.root), "--set", "frame_step=1"]) == 0
+    assert frame_pairs.main([str(library.root), "--set", "pretrain.pairs.frame_step=1"]) == 0
     assert has_pairs(library.scan("b"), FramePairsConfig(frame_step=1))

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from training.scans.importing import ImportReport
 from training.scans.library import LABELS_FILE, Library, Scan
-from training.unscene3d.pretrain import PretrainConfig
 from training.unscene3d.pseudo_masks import find_pseudo_masks, geometry_checkpoint
 from training.unscene3d.recipe import UnScene3DConfig, add_recipe_options, chosen_recipe
 from unscene_ros.scene import InputError
-from unscene_ros.settings import to_dict
 
 # The step that a surface came from -> the command that brings the scan's other parts too.
 IMPORTERS = {
@@ -60,7 +56,7 @@ def steps(library: Library, config: UnScene3DConfig, options: str) -> list[Step]
     network = Step(
         "network for 3D features",
         lambda scan: bool(geometry_checkpoint(scan, config)),
-        lambda scan: _pretrain_command(library, config),
+        lambda scan: f"python -m training.unscene3d.pretrain {root}{options}",
     )
     return [
         Step("frames", Scan.has_frames, import_again),
@@ -73,24 +69,6 @@ def steps(library: Library, config: UnScene3DConfig, options: str) -> list[Step]
             lambda scan: f"python -m training.unscene3d.pseudo_masks {root}{options}",
         ),
     ]
-
-
-def _pretrain_command(library: Library, config: UnScene3DConfig) -> str:
-    """Pre-training with the recipe's settings, which it takes one by one."""
-    path = library.root / config.geometry_checkpoint
-    words = ["python", "-m", "training.unscene3d.pretrain", str(library.root), "-o", str(path)]
-    for key, value in _differences(to_dict(config.pretrain), to_dict(PretrainConfig())):
-        words += ["--set", f"{key}={json.dumps(value)}"]
-    return shlex.join(words)
-
-
-def _differences(values: dict, defaults: dict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of the settings that are not the default."""
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(defaults[key], dict):
-            yield from _differences(value, defaults[key], f"{prefix}{key}.")
-        elif value != defaults[key]:
-            yield f"{prefix}{key}", value
 
 
 def _reads_geometry(config: UnScene3DConfig) -> bool:

@@ -7,7 +7,6 @@ segment and kept as results of the scan. Rozenberszki et al., "UnScene3D", CVPR 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 from dataclasses import dataclass, field
@@ -20,8 +19,8 @@ import torch
 from scipy.sparse import csr_array
 
 from training.artifacts import Identity, file_hash, is_made, load_artifact, save_artifact
-from training.fan_out import add_fan_out_options, failures_at_end, for_each
-from training.scans.library import Library, Scan
+from training.command import exit_code, over_scans, step_parser
+from training.scans.library import Scan
 from unscene_ros.image_features import (
     ImageFeaturesConfig,
     lift_maps,
@@ -34,7 +33,7 @@ from unscene_ros.models.sparse_tensor import batch_voxels
 from unscene_ros.models.sparse_unet import SparseUNet
 from unscene_ros.oversegmentation import OversegmentationConfig
 from unscene_ros.scene import InputError, Mesh, Segments
-from unscene_ros.settings import from_assignments, from_dict, to_dict
+from unscene_ros.settings import from_dict, to_dict
 from unscene_ros.voxels import VoxelsConfig, make_voxels
 
 KIND = "features"  # of results of a scan
@@ -266,40 +265,32 @@ def make_features(
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 when a scan failed, 2 for a wrong argument."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.unscene3d.features",
-        description="Features of the segments of a library's scans.",
+    from training.unscene3d.recipe import add_recipe_options, chosen_recipe  # it imports this file
+
+    parser = step_parser(
+        "training.unscene3d.features", "Features of the segments of a library's scans."
     )
-    parser.add_argument("library", type=Path, metavar="LIBRARY")
-    parser.add_argument("--split", default="", metavar="NAME", help="only these scans")
     parser.add_argument(
         "--checkpoint", type=Path, metavar="FILE",
         help="3D features too, by the SparseUNet in it (made by pretrain or import-weights)",
     )  # fmt: skip
     parser.add_argument("--no-images", action="store_true", help="no 2D features")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting, for example images.frame_step=10 or geometry.stride=1",
-    )  # fmt: skip
-    add_fan_out_options(parser)
+    add_recipe_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        config = from_dict(FeaturesConfig, from_assignments(options.set))
+
+    def run() -> int:
+        config = chosen_recipe(options).features
         if options.checkpoint is not None:
             _load(options.checkpoint)  # a wrong one is said once, not for every scan
-        library = Library(options.library)
-        items = [(name, library.scan(name)) for name in library.names(options.split)]
         work = partial(
             make_features,
             config=config,
             images=not options.no_images,
             checkpoint=options.checkpoint,
         )
-        failures = for_each(items, work, options.workers, options.ray, "features")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return failures_at_end(failures)
+        return over_scans(options, work, "features")
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

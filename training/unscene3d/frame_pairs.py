@@ -6,24 +6,23 @@ one place in the world should look alike from both sides.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.spatial import cKDTree
 
 from training.artifacts import Identity, is_made, save_artifact
-from training.fan_out import Failure, add_fan_out_options, failures_at_end, for_each
-from training.scans.library import Library, Scan
+from training.command import chosen_scans, exit_code, step_parser
+from training.fan_out import Failure, failures_at_end, for_each
+from training.scans.library import Scan
 from unscene_ros.normals import normals_from_faces
 from unscene_ros.recordings.scan_folder import ScanFolder
 from unscene_ros.scene import Frame, InputError, Mesh
-from unscene_ros.settings import from_assignments, from_dict, to_dict
+from unscene_ros.settings import to_dict
 
 STEP, KIND = "frame_pairs", "pairs"  # of results of a scan
 MOST_DEPTH_STEP = 0.05  # of the depth, between neighbouring pixels of one surface
@@ -172,27 +171,20 @@ def find_all_pairs(
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 when a scan failed, 2 for a wrong argument."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.unscene3d.frame_pairs",
-        description="Finds the overlapping frames of a library's scans.",
+    from training.unscene3d.recipe import add_recipe_options, chosen_recipe  # it imports this file
+
+    parser = step_parser(
+        "training.unscene3d.frame_pairs", "Find the overlapping frames of a library's scans."
     )
-    parser.add_argument("library", type=Path, metavar="LIBRARY")
-    parser.add_argument("--split", default="", metavar="NAME", help="only these scans")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting, for example frame_step=10",
-    )  # fmt: skip
-    add_fan_out_options(parser)
+    add_recipe_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        config = from_dict(FramePairsConfig, from_assignments(options.set))
-        library = Library(options.library)
-        scans = [library.scan(name) for name in library.names(options.split)]
-        failures = find_all_pairs(scans, config, options.workers, options.ray)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return failures_at_end(failures)
+
+    def run() -> int:
+        config = chosen_recipe(options).pretrain.pairs
+        scans = chosen_scans(options)
+        return failures_at_end(find_all_pairs(scans, config, options.workers, options.ray))
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

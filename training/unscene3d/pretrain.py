@@ -7,7 +7,6 @@ result serves as 3D features for pseudo masks and as the first weights of a netw
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
 import sys
@@ -20,10 +19,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from training.command import chosen_scans, exit_code, step_parser
 from training.distributed import is_first_process
-from training.fan_out import add_fan_out_options, failures_at_end
+from training.fan_out import failures_at_end
 from training.learner import LearnerConfig, LearningResult, learn
-from training.scans.library import Library, Scan
+from training.scans.library import Scan
 from training.unscene3d.augmentation import AugmentationConfig, augment
 from training.unscene3d.frame_pairs import (
     KIND,
@@ -40,7 +40,7 @@ from unscene_ros.models.sparse_tensor import SparseTensor, batch_voxels
 from unscene_ros.models.sparse_unet import SparseUNetConfig, unet_backbone
 from unscene_ros.recordings.scan_folder import ScanFolder
 from unscene_ros.scene import InputError, Mesh, Voxels
-from unscene_ros.settings import from_assignments, from_dict, to_dict
+from unscene_ros.settings import to_dict
 from unscene_ros.storage import prepare_output_folder
 from unscene_ros.voxels import VoxelsConfig, make_voxels
 
@@ -209,37 +209,32 @@ def pretrain(scans: Sequence[Scan], config: PretrainConfig, path: Path) -> Learn
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 when a scan failed, 2 for a wrong argument."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.unscene3d.pretrain",
-        description="Learns 3D features from the overlapping frames of a library's scans.",
-        epilog="Under torchrun, find the pairs first: python -m training.unscene3d.frame_pairs.",
+    from training.unscene3d.recipe import add_recipe_options, chosen_recipe  # it imports this file
+
+    parser = step_parser(
+        "training.unscene3d.pretrain",
+        "Learn 3D features from the overlapping frames of a library's scans. Under torchrun, find "
+        "the pairs first: python -m training.unscene3d.frame_pairs.",
     )
-    parser.add_argument("library", type=Path, metavar="LIBRARY")
     parser.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="FILE",
-        help="the checkpoint, for example pretrained.safetensors",
+        "-o", "--output", type=Path, metavar="FILE",
+        help="the checkpoint; default LIBRARY/pretrained.safetensors, where the recipe looks",
     )  # fmt: skip
-    parser.add_argument("--split", default="", metavar="NAME", help="only these scans")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting, for example network.architecture=Res16UNet14S or learner.steps=2000",
-    )  # fmt: skip
-    add_fan_out_options(parser)
+    add_recipe_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        config = from_dict(PretrainConfig, from_assignments(options.set))
-        prepare_output_folder(options.output.parent)
-        library = Library(options.library)
-        scans = [library.scan(name) for name in library.names(options.split)]
-        failures = []
+
+    def run() -> int:
+        recipe = chosen_recipe(options)
+        output = options.output or options.library / recipe.geometry_checkpoint
+        scans, failures = chosen_scans(options), []
+        prepare_output_folder(output.parent)
+        pairs = recipe.pretrain.pairs
         if "WORLD_SIZE" not in os.environ:  # torchrun's processes would find them all at once
-            failures = find_all_pairs(scans, config.pairs, options.workers, options.ray)
-        scans = [scan for scan in scans if has_pairs(scan, config.pairs)]
-        pretrain(scans, config, options.output)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return failures_at_end(failures)
+            failures = find_all_pairs(scans, pairs, options.workers, options.ray)
+        pretrain([scan for scan in scans if has_pairs(scan, pairs)], recipe.pretrain, output)
+        return failures_at_end(failures)
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ layered merging with boxes from the video (Part2Object), and the robot's trainin
 
 from __future__ import annotations
 
-import argparse
 import sys
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from training.artifacts import Identity, is_made, pack_masks, save_artifact
-from training.fan_out import add_fan_out_options, failures_at_end, for_each
+from training.command import exit_code, over_scans, step_parser
 from training.learner import deciding_settings
-from training.scans.library import Library, Scan
+from training.scans.library import Scan
 from training.unscene3d.features import (
     SegmentFeatures,
     geometry_features_of,
@@ -183,25 +182,18 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 when a scan failed, 2 for a wrong argument."""
     from training.unscene3d.recipe import add_recipe_options, chosen_recipe  # it imports this file
 
-    parser = argparse.ArgumentParser(
-        prog="python -m training.unscene3d.pseudo_masks",
-        description="Find the first pseudo masks of a library's scans, and the features they need.",
+    parser = step_parser(
+        "training.unscene3d.pseudo_masks",
+        "Find the first pseudo masks of a library's scans, and the features they need.",
     )
-    parser.add_argument("library", type=Path, metavar="LIBRARY")
-    parser.add_argument("--split", default="", metavar="NAME", help="only these scans")
     add_recipe_options(parser)
-    add_fan_out_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        config = chosen_recipe(options)
-        library = Library(options.library)
-        items = [(name, library.scan(name)) for name in library.names(options.split)]
-        work = partial(make_pseudo_masks, config=config)
-        failures = for_each(items, work, options.workers, options.ray, "pseudo masks")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return failures_at_end(failures)
+
+    def run() -> int:
+        work = partial(make_pseudo_masks, config=chosen_recipe(options))
+        return over_scans(options, work, "pseudo masks")
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":
