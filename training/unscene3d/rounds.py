@@ -180,7 +180,8 @@ def _next_masks(
 
 
 def _export(item: tuple[Scan, Identity], config: UnScene3DConfig, checkpoint: Path) -> None:
-    export(*item, config, checkpoint)
+    scan, initial = item
+    export(scan, config, initial, checkpoint)
 
 
 def train_round(
