@@ -198,7 +198,7 @@ def gradients_of_query(
     """(of its class, of its mask): sums of absolute gradients."""
     predictions = one_layer([[1.0, 0.0], [0.5, 0.0]], masks)
     instance_loss(predictions, targets, sizes, LossConfig(**fields))["total"].backward()
-    (class_logits,), (mask_logits,), _ = predictions[0]
+    (class_logits,), (mask_logits,) = predictions[0][:2]
     return class_logits.grad[query].abs().sum().item(), mask_logits.grad[query].abs().sum().item()
 
 
@@ -544,3 +544,25 @@ def test_a_query_that_starts_in_a_target_is_preferred_for_it():
         (gradient,) = torch.autograd.grad(loss, predictions[0].mask_logits)
         assert gradient.abs().sum(1).argmax() == asked
         assert gradient[1 - asked].abs().sum() == 0
+
+
+@pytest.mark.parametrize("finds_count", [True, False])
+def test_quality_is_the_overlap_with_the_best_target(finds_count):
+    predictions, targets, sizes = random_batch()
+    qualities = tuple(torch.linspace(-2, 2, 5).requires_grad_() for _ in range(2))
+    predictions = [layer._replace(quality_logits=qualities) for layer in predictions]
+    config = dataclasses.replace(SMALL, quality_weight=2.0, drop_no_object=not finds_count)
+    expected = 0.0
+    for layer in predictions:
+        for b, quality in enumerate(qualities):
+            total = sizes[b].sum().item()
+            for query, logits in enumerate(layer.mask_logits[b]):
+                best = max(overlap(logits, target, sizes[b]) for target in targets[b])
+                voxels = sizes[b][logits > 0].sum().item()
+                is_find = best < config.drop_overlap and 10 <= voxels <= 0.4 * total
+                if finds_count or not is_find:
+                    expected += softplus(quality[query]) - quality[query] * best
+    losses = instance_loss(predictions, targets, sizes, config)
+    torch.testing.assert_close(losses["quality"], 2.0 * expected / 10)
+    with pytest.raises(InputError, match="quality"):
+        instance_loss(random_batch()[0], targets, sizes, config)

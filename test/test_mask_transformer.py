@@ -290,7 +290,7 @@ def test_scenes_of_hardly_any_voxels_have_a_query_for_each(training, count):
     voxels, network = scene(count), decoder(training)
     segments = torch.arange(count)
     for prediction in network(feature_maps(voxels), segments, [count]):
-        (class_logits,), (mask_logits,), _ = prediction
+        (class_logits,), (mask_logits,) = prediction[:2]
         assert class_logits.shape == (count, 3)
         assert mask_logits.shape == (count, count)
         assert class_logits.isfinite().all() and mask_logits.isfinite().all()
@@ -427,6 +427,15 @@ def test_instances_are_scored_by_class_and_mask():
         [False, True, False],
         [False, True, False],
     ]
+
+
+def test_instances_are_scored_by_their_expected_quality_where_there_is_one():
+    mask_logits = torch.tensor([[4.0, -4.0], [0.1, -4.0], [-1.0, -1.0]])
+    class_logits = torch.zeros(3, 2)
+    quality = torch.tensor([-1.0, 2.0, 5.0])
+    instances = to_instances(class_logits, mask_logits, torch.tensor([3, 5]), 10, quality)
+    expected = 0.5 * torch.tensor([2.0, -1.0]).sigmoid()  # the empty mask is none
+    torch.testing.assert_close(torch.from_numpy(instances.scores), expected)
 
 
 def test_instances_of_a_scene_without_voxels():

@@ -183,7 +183,8 @@ def _look(network: InstanceNetwork, voxels: Voxels, segment_ids: np.ndarray) -> 
         prediction = network(tensor, of_row, [len(present)])[-1]
         sizes = torch.bincount(of_row, minlength=len(present))
         class_logits, mask_logits = prediction.class_logits[0], prediction.mask_logits[0]
-        instances = to_instances(class_logits, mask_logits, sizes, _MOST_CANDIDATES)
+        qualities = prediction.quality_logits[0] if prediction.quality_logits else None
+        instances = to_instances(class_logits, mask_logits, sizes, _MOST_CANDIDATES, qualities)
     if network.config.decoder.classes == 1:
         return replace(instances, class_ids=np.full_like(instances.class_ids, -1))
     return instances

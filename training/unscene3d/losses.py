@@ -49,6 +49,9 @@ class LossConfig:
     # The same networks: what it costs in matching that a query starts outside of a target. So that
     # a query is asked for the same target in every layer; 0: without, as in the paper.
     start_cost: float = 0.0
+    # The same networks: of the cross-entropy between the overlap that a mask is expected to have
+    # and that which it has, of all queries but those that need not say "no object".
+    quality_weight: float = 0.0
 
 
 class _Scene(NamedTuple):
@@ -60,6 +63,7 @@ class _Scene(NamedTuple):
     sizes: Tensor  # (S,)
     occupied: Tensor | None  # (3, S, bins) bool
     starts: Tensor | None  # (Q,) segments
+    quality_logits: Tensor | None  # (L, Q)
 
 
 def instance_loss(
@@ -70,7 +74,7 @@ def instance_loss(
     projections: Sequence[Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The "total" and the weighted parts that it is the sum of: "class", "bce" and "dice", or
-    "class" and "projection"; and "start", if it has a weight.
+    "class" and "projection"; and "start" and "quality", if they have a weight.
 
     Sums over the layers' predictions; each is an average over the pairs (class: the weighted
     queries) of the whole batch, dropped ones too, so that what is left does not weigh more. Of all
@@ -89,7 +93,12 @@ def instance_loss(
             masks, sizes = masks.to(mask_logits), sizes.to(mask_logits)
             occupied = projections[b].to(masks.device) if projections is not None else None
             starts = predictions[0].starts[b] if predictions[0].starts else None
-            scenes.append(_Scene(class_logits, mask_logits, masks, sizes, occupied, starts))
+            qualities = None
+            if config.quality_weight:
+                qualities = _stack([layer.quality_logits[b] for layer in predictions])
+            scenes.append(
+                _Scene(class_logits, mask_logits, masks, sizes, occupied, starts, qualities)
+            )
         totals = _totals(scenes, config)
         losses = [_scene_losses(scene, config) for scene in scenes]
         parts = {}
@@ -125,8 +134,8 @@ def _stack(layers: list[Tensor]) -> Tensor:
 def _totals(scenes: Sequence[_Scene], config: LossConfig) -> dict[str, Tensor]:
     """What parts are divided by, of one layer of the whole batch, per process on average.
 
-    pairs; class: queries, weighted; start: queries. They do not depend on the layer: a query weighs
-    1 in a pair and `no_object_weight` outside.
+    pairs; class: queries, weighted; start, quality: queries. They do not depend on the layer: a
+    query weighs 1 in a pair and `no_object_weight` outside.
     """
     queries = [scene.mask_logits.shape[1] for scene in scenes]
     pairs = [min(len(scene.targets), own) for scene, own in zip(scenes, queries, strict=True)]
@@ -141,6 +150,7 @@ def _totals(scenes: Sequence[_Scene], config: LossConfig) -> dict[str, Tensor]:
         "pairs": paired.clamp(min=1) / processes,
         "class": torch.where(weighted > 0, weighted, 1) / processes,
         "start": asked.clamp(min=1) / processes,
+        "quality": asked.clamp(min=1) / processes,
     }
 
 
@@ -171,9 +181,19 @@ def _scene_losses(scene: _Scene, config: LossConfig) -> dict[str, Tensor]:
         bce = binary_cross_entropy_with_logits(logits, masks, weights, reduction="sum")
         parts["bce"] = config.bce_weight * bce / max(len(weights), 1)
         parts["dice"] = config.dice_weight * _dice(logits.sigmoid(), masks, weights).sum()
+    if config.quality_weight:
+        parts["quality"] = config.quality_weight * _quality_loss(scene, finds)
     if config.start_weight:
         parts["start"] = config.start_weight * _start_loss(scene, weights, config)
     return parts
+
+
+def _quality_loss(scene: _Scene, finds: Tensor) -> Tensor:
+    """Cross-entropy of expected and actual overlaps of all masks but the finds (L, Q), summed."""
+    assert scene.quality_logits is not None
+    best = pad(_overlaps(scene), (0, 1)).amax(-1).detach()  # 0 where a scene has no targets
+    losses = binary_cross_entropy_with_logits(scene.quality_logits, best, reduction="none")
+    return (losses * ~finds).sum()
 
 
 def _start_loss(scene: _Scene, weights: Tensor, config: LossConfig) -> Tensor:
@@ -290,6 +310,8 @@ def _check(
         raise InputError(
             "start_weight, start_cost: expected predictions that tell where queries start"
         )
+    if config.quality_weight and not predictions[0].quality_logits:
+        raise InputError("quality_weight: expected predictions that tell the quality of masks")
     if config.kind == "projection" and projections is None:
         raise InputError("instance_loss: the kind 'projection' needs projections of all scenes")
     for b, (masks, sizes) in enumerate(zip(targets, segment_sizes, strict=True)):

@@ -59,7 +59,9 @@ class UnScene3DConfig:
     )
     targets: TargetsConfig = field(default_factory=TargetsConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
-    loss: LossConfig = field(default_factory=lambda: LossConfig(start_weight=4.0, start_cost=2.0))
+    loss: LossConfig = field(
+        default_factory=lambda: LossConfig(start_weight=4.0, start_cost=2.0, quality_weight=2.0)
+    )
     rounds: int = 4
     # 600 epochs of ScanNet's 1201 scans for the first round, 50 for each of the others.
     first_round: LearnerConfig = field(default_factory=lambda: LearnerConfig(steps=90_000))
@@ -121,7 +123,14 @@ SMALL = UnScene3DConfig(
     # Furniture along a wall may be as long as a small room.
     targets=TargetsConfig(max_extent=1.0),
     samples=SamplesConfig(augmentation=AugmentationConfig(elastic_probability=0.3)),
-    loss=LossConfig(segment_weights="size", find_min_voxels=12, start_weight=4.0, start_cost=2.0),
+    # The first masks are dense: what they miss costs less than not learning what is no object.
+    loss=LossConfig(
+        segment_weights="size",
+        drop_no_object=False,
+        start_weight=4.0,
+        start_cost=2.0,
+        quality_weight=2.0,
+    ),
     first_round=LearnerConfig(
         steps=2200, batch_size=1, learning_rate=1e-3, max_gradient_norm=1.0, checkpoint_every=100
     ),

@@ -61,12 +61,14 @@ class MaskPrediction(NamedTuple):
     """What one layer says of each scene of the batch, with Q queries and S segments.
 
     class_logits (Q, classes + 1), the last one is "no object"; mask_logits (Q, S), above 0 where a
-    segment belongs to the mask; starts (Q,), the segment in which each query starts.
+    segment belongs to the mask; starts (Q,), the segment in which each query starts. Of queries
+    that start at segments also quality_logits (Q,): the overlap of mask and object.
     """
 
     class_logits: tuple[Tensor, ...]
     mask_logits: tuple[Tensor, ...]
     starts: tuple[Tensor, ...] = ()
+    quality_logits: tuple[Tensor, ...] = ()
 
 
 class _Segments(NamedTuple):
@@ -131,7 +133,9 @@ class MaskTransformer(nn.Module):
             nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
         )
         self.class_embed_head = nn.Linear(width, config.classes + 1)
-        self.region_head = RegionHead(width) if config.start == "segments" else None
+        starts_at_segments = config.start == "segments"
+        self.region_head = RegionHead(width) if starts_at_segments else None
+        self.quality_head = nn.Linear(width, 1) if starts_at_segments else None
 
     def forward(
         self,
@@ -239,20 +243,30 @@ class MaskTransformer(nn.Module):
             if self.region_head is not None:
                 logits = logits + self.region_head(query, centers, starts)
             mask_logits.append(logits)
-        return MaskPrediction(class_logits, tuple(mask_logits), segments.starts)
+        qualities: tuple[Tensor, ...] = ()
+        if self.quality_head is not None:
+            qualities = tuple(self.quality_head(of_scene)[:, 0] for of_scene in normalized)
+        return MaskPrediction(class_logits, tuple(mask_logits), segments.starts, qualities)
 
 
 def to_instances(
-    class_logits: Tensor, mask_logits: Tensor, voxels_of_segment: Tensor, most: int = 100
+    class_logits: Tensor,
+    mask_logits: Tensor,
+    voxels_of_segment: Tensor,
+    most: int = 100,
+    quality_logits: Tensor | None = None,
 ) -> Instances:
     """The best `most` pairs of query and class of one scene, best first, without empty masks.
 
     class_logits (Q, classes + 1), mask_logits (Q, S), voxels_of_segment (S,) their numbers. The
-    score is the probability of the class times the mean probability of the mask inside it.
+    score is the probability of the class times the mean probability of the mask inside it, or times
+    the expected overlap where there are quality_logits (Q,).
     """
     masks = mask_logits > 0
     voxels = masks * voxels_of_segment
     confidence = (mask_logits.float().sigmoid() * voxels).sum(1) / voxels.sum(1).clamp(min=1)
+    if quality_logits is not None:
+        confidence = quality_logits.float().sigmoid() * masks.any(1)
     probabilities = class_logits.float().softmax(1)[:, :-1]
     scores = (probabilities * confidence[:, None]).flatten()
     scores, order = scores.sort(descending=True, stable=True)
