@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_rounds
+import torch
 import yaml
 from boxes_library import TINY, boxes_mesh, narrow_networks, write_boxes_library, write_pseudo_masks
 
@@ -47,7 +48,7 @@ def finished(tmp_path_factory):
         narrow_networks(patch)
         root = tmp_path_factory.mktemp("finished")
         library = write_boxes_library(root, "a", "b", "c")
-        assert self_train(library, library.names(), TINY, root / "run")[1] == []
+        assert self_train(scans_of(library), TINY, root / "run")[1] == []
     return root
 
 
@@ -56,10 +57,14 @@ def finished_copy(finished, tmp_path):
     return Library(shutil.copytree(finished, tmp_path / "copy"))
 
 
+def scans_of(library, names=None):
+    return [library.scan(name) for name in names or library.names()]
+
+
 def learn(library, config=TINY, names=None, **options):
     """The checkpoint, and the failures by name."""
-    names = library.names() if names is None else names
-    checkpoint, failures = self_train(library, names, config, library.root / "run", **options)
+    run = library.root / "run"
+    checkpoint, failures = self_train(scans_of(library, names), config, run, **options)
     return checkpoint, {failure.name: failure.message for failure in failures}
 
 
@@ -118,9 +123,14 @@ def fail_export_of(name: str, patch) -> None:
 
 def test_the_result_is_the_checkpoint_of_the_last_round(finished):
     run = finished / "run"
-    assert file_hash(run / "checkpoint.safetensors") == file_hash(
-        run / "round_2" / "checkpoint.safetensors"
-    )
+    last = run / "round_2" / "checkpoint.safetensors"
+    result, trained = load_checkpoint(run / "checkpoint.safetensors"), load_checkpoint(last)
+    assert result.provenance["last_round"] == file_hash(last)
+    assert result.settings == trained.settings
+    weights = trained.network.state_dict()
+    for name, tensor in result.network.state_dict().items():
+        torch.testing.assert_close(tensor, weights[name], rtol=1e-3, atol=1e-6)
+    assert (run / "checkpoint.safetensors").stat().st_size < 0.6 * last.stat().st_size
     assert not same_weights(*(run / f"round_{n}" / "checkpoint.safetensors" for n in (1, 2)))
     assert not (run / "round_3").exists()
     start = json.loads((run / "round_2" / "run.json").read_text())["inputs"]["initial"]
@@ -137,7 +147,8 @@ def test_the_report_counts_the_masks_of_each_round(finished):
     assert second["masks"]["by hand"] == 3 and second["masks"]["export"] > 0
     assert second["covered_share"] > first["covered_share"]
     assert sum(second["scores_by_tenths"]) == sum(second["masks"].values())
-    assert second["checkpoint"] == file_hash(finished / "run" / "checkpoint.safetensors")
+    last = finished / "run" / "round_2" / "checkpoint.safetensors"
+    assert second["checkpoint"] == file_hash(last)
 
 
 def test_each_round_adds_to_the_initial_masks_alone(library, monkeypatch):

@@ -6,11 +6,10 @@ the last round, never one chosen by truth, which is not looked at here.
 
 from __future__ import annotations
 
-import argparse
 import json
-import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,19 @@ from rich.console import Console
 from rich.table import Table
 
 from training.artifacts import Identity, file_hash, load_artifact, unpack_masks
+from training.command import chosen_scans, exit_code, step_parser
 from training.distributed import is_first_process, wait_for_all
-from training.fan_out import Failure, add_fan_out_options, failures_at_end, for_each
+from training.fan_out import Failure, failures_at_end, for_each
 from training.learner import deciding_settings
 from training.run_folder import RUN_FILE, claim
-from training.scans.library import Library, Scan
+from training.scans.library import Scan
 from training.unscene3d.export import export, export_identity
 from training.unscene3d.pseudo_masks import find_pseudo_masks
 from training.unscene3d.recipe import UnScene3DConfig, add_recipe_options, chosen_recipe
 from training.unscene3d.samples import TrainingScene
 from training.unscene3d.targets import target_masks
 from training.unscene3d.train import CHECKPOINT_FILE, train, training_identity
+from unscene_ros.models.checkpoint import load_checkpoint, save_checkpoint
 from unscene_ros.scene import InputError
 from unscene_ros.settings import to_dict
 from unscene_ros.storage import prepare_output_folder, whole_file
@@ -39,8 +40,7 @@ REPORT_FILE, SCANS_FILE = "rounds.json", "scans.txt"
 
 
 def self_train(
-    library: Library,
-    names: list[str],
+    chosen: Sequence[Scan],
     config: UnScene3DConfig,
     folder: Path,
     initial: Path | None = None,
@@ -58,10 +58,10 @@ def self_train(
     """
     if config.rounds < 1:
         raise InputError(f"rounds: expected 1 or more, got {config.rounds}")
-    if not names:
+    if not chosen:
         raise InputError("rounds: expected scans to learn from, got none")
     claim(folder, _what_decides(config), write=is_first_process())
-    scans = {name: library.scan(name) for name in names}
+    scans = {scan.name: scan for scan in chosen}
     first, failures = _first_masks(scans, config, folder, workers, ray)
     masks, checkpoint, report = first, initial, []
     for number in range(1, config.rounds + 1):
@@ -76,10 +76,21 @@ def self_train(
             with whole_file(folder / REPORT_FILE) as file:
                 file.write(json.dumps(report, indent=2).encode())
     assert checkpoint is not None
+    result = folder / CHECKPOINT_FILE
     if is_first_process():
-        with whole_file(folder / CHECKPOINT_FILE) as file, checkpoint.open("rb") as last:
-            shutil.copyfileobj(last, file)
-    return folder / CHECKPOINT_FILE, failures
+        _write_for_robot(checkpoint, result, config.rounds)
+    return result, failures
+
+
+def _write_for_robot(checkpoint: Path, path: Path, rounds: int) -> None:
+    """The last round's network, compact; written once, since its hash names results."""
+    last = file_hash(checkpoint)
+    with suppress(InputError):
+        if load_checkpoint(path).provenance.get("last_round") == last:
+            return
+    trained = load_checkpoint(checkpoint)
+    origin = trained.provenance | {"rounds": rounds, "last_round": last}
+    save_checkpoint(path, trained.network, trained.settings, origin, compact=True)
 
 
 def _what_decides(config: UnScene3DConfig) -> dict[str, Any]:
@@ -259,35 +270,30 @@ def _show(report: list[dict[str, Any]]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0, 1 when scans failed, 2 for a wrong argument."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.unscene3d.rounds",
-        description="Train on pseudo masks and let the network add masks, round after round. A "
-        "second call goes on where the first was stopped.",
+    parser = step_parser(
+        "training.unscene3d.rounds",
+        "Train on pseudo masks and let the network add masks, round after round. A second call "
+        "goes on where the first was stopped.",
     )
-    parser.add_argument("library", type=Path, metavar="LIBRARY")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="RUN")
-    parser.add_argument("--split", default="", metavar="NAME", help="only these scans")
     parser.add_argument(
         "--initial", type=Path, metavar="CHECKPOINT", help="weights to start from, or a backbone's"
     )
     add_recipe_options(parser)
-    add_fan_out_options(parser)
     options = parser.parse_args(arguments)
-    try:
-        config = chosen_recipe(options)
-        library = Library(options.library)
-        names = library.names(options.split)
+
+    def run() -> int:
+        config, scans = chosen_recipe(options), chosen_scans(options)
         prepare_output_folder(options.output)
         checkpoint, failures = self_train(
-            library, names, config, options.output, options.initial, options.workers, options.ray
+            scans, config, options.output, options.initial, options.workers, options.ray
         )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if checkpoint and is_first_process():
-        _show(json.loads((options.output / REPORT_FILE).read_text()))
-        print(f"checkpoint: {checkpoint}")
-    return failures_at_end(failures)
+        if checkpoint and is_first_process():
+            _show(json.loads((options.output / REPORT_FILE).read_text()))
+            print(f"checkpoint: {checkpoint}")
+        return failures_at_end(failures)
+
+    return exit_code(run)
 
 
 if __name__ == "__main__":
