@@ -265,7 +265,9 @@ def test_the_command_writes_a_network_with_its_voxels_and_lists_failures(library
     assert checkpoint.settings["voxels"]["voxel_size_m"] == 0.1
     assert checkpoint.network.config == SparseUNetConfig("Res16UNet14A")
     assert (tmp_path / "pretrained-run/log.csv").exists()
+    written = output.stat().st_mtime_ns
     assert pretrain.main(arguments) == 1  # there is nothing left to learn
+    assert output.stat().st_mtime_ns == written  # features go by its hash
     again = load_checkpoint(output, SparseUNet).network.state_dict()
     weights = checkpoint.network.state_dict()
     assert all(torch.equal(weights[name], tensor) for name, tensor in again.items())

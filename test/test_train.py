@@ -81,7 +81,7 @@ def test_a_tiny_network_learns_a_tiny_scene_by_heart_and_finds_its_objects(tmp_p
 
 @pytest.mark.parametrize("kind", ["baseline", "drop", "projection"])
 def test_every_loss_reaches_all_weights(kind):
-    config = replace(TINY, loss=replace(TINY.loss, kind=kind, start_weight=1.0))
+    config = replace(TINY, loss=replace(TINY.loss, kind=kind, start_weight=1.0, quality_weight=1.0))
     made = [make_sample(boxes(), config.voxels, config.samples, (0, i)) for i in range(2)]
     model = network().train()
     losses = batch_loss(model, join_samples(made, torch.device("cpu")), config.loss)

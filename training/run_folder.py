@@ -1,4 +1,4 @@
-"""The folder of a run: run.json says which run it is, state.pt how far it has come."""
+"""The folder of a run: run.json says which run it is, state.pt how far it has come; its result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from unscene_ros.models.checkpoint import load_checkpoint, save_checkpoint
 from unscene_ros.scene import InputError
 from unscene_ros.storage import prepare_output_folder, whole_file
 
@@ -95,3 +97,19 @@ def read_state(folder: Path) -> dict[str, Any]:
             f"{path}: expected the state of a run, got a damaged file ({str(error)[:200]}): "
             "delete the folder to start anew"
         ) from error
+
+
+def save_result(
+    path: Path, network: nn.Module, settings: Mapping[str, Any], origin: Mapping[str, Any]
+) -> None:
+    """As `save_checkpoint`, unless the file holds these very weights.
+
+    What was made from it goes by its hash, which the provenance of another day would change.
+    """
+    try:
+        there = load_checkpoint(path, type(network))
+    except InputError:  # there is none, or it is damaged, or another's
+        return save_checkpoint(path, network, settings, origin)
+    old, new = there.network.state_dict(), network.state_dict()
+    if old.keys() != new.keys() or not all(old[name].equal(new[name].cpu()) for name in new):
+        save_checkpoint(path, network, settings, origin)

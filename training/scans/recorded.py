@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from training.artifacts import Identity
+from training.command import add_settings_option, exit_code
 from training.fan_out import add_fan_out_options, failures_at_end, for_each
 from training.scans.frame_folder import JPEG_QUALITY, StoredFrame, remove_frames, write_frames
 from training.scans.importing import ImportReport, hash_of_ends, hash_of_listing, report_at_end
@@ -128,13 +129,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("recordings", nargs="+", type=Path, metavar="RECORDING")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="LIBRARY")
     parser.add_argument("--split", default="", metavar="NAME", help="also list them as this split")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="a setting, for example frame_step=10 or fusion.voxel_size_m=0.02",
-    )  # fmt: skip
+    add_settings_option(parser, "frame_step=10 or fusion.voxel_size_m=0.02")
     add_fan_out_options(parser)
     options = parser.parse_args(arguments)
-    try:
+
+    def run() -> int:
         config = from_dict(RecordedConfig, from_assignments(options.set))
         prepare_output_folder(options.output / SCANS)
         library = Library(options.output)
@@ -145,10 +144,9 @@ def main(arguments: list[str] | None = None) -> int:
         names = [name for name, _ in items if name not in failed]
         if options.split:
             library.write_split(options.split, names)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return max(report_at_end(library, names), failures_at_end(failures))
+        return max(report_at_end(library, names), failures_at_end(failures))
+
+    return exit_code(run)
 
 
 def _name(path: Path) -> str:

@@ -23,6 +23,7 @@ from training.command import chosen_scans, exit_code, step_parser
 from training.distributed import is_first_process
 from training.fan_out import failures_at_end
 from training.learner import LearnerConfig, LearningResult, learn
+from training.run_folder import save_result
 from training.scans.library import Scan
 from training.unscene3d.augmentation import AugmentationConfig, augment
 from training.unscene3d.frame_pairs import (
@@ -35,7 +36,6 @@ from training.unscene3d.frame_pairs import (
     pairs_identity,
 )
 from training.unscene3d.scene_contexts import SceneContextsConfig, scene_contexts_loss
-from unscene_ros.models.checkpoint import save_checkpoint
 from unscene_ros.models.sparse_tensor import SparseTensor, batch_voxels
 from unscene_ros.models.sparse_unet import SparseUNetConfig, unet_backbone
 from unscene_ros.recordings.scan_folder import ScanFolder
@@ -203,7 +203,7 @@ def pretrain(scans: Sequence[Scan], config: PretrainConfig, path: Path) -> Learn
     )
     if is_first_process():
         origin = {"step": STEP, "training": settings, "scans": len(scans), "loss": result.loss}
-        save_checkpoint(path, network.backbone, {"voxels": to_dict(config.voxels)}, origin)
+        save_result(path, network.backbone, {"voxels": to_dict(config.voxels)}, origin)
     return result
 
 

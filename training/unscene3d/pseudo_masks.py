@@ -26,7 +26,7 @@ from training.unscene3d.features import (
     image_identity,
 )
 from training.unscene3d.freemask import FreeMaskConfig, freemask_masks
-from training.unscene3d.layers import LayersConfig, layer_masks
+from training.unscene3d.layers import LayersConfig, boxes_of_segments, layer_masks
 from training.unscene3d.masked_cuts import MaskedCutsConfig, masked_cut_masks
 from training.unscene3d.segment_graph import segment_graph
 from training.unscene3d.video_boxes import VideoBoxesConfig, video_boxes
@@ -131,7 +131,7 @@ def _masks_from_features(
     images = config.features.images
     provider = load_image_features(images.features)
     boxes = video_boxes(scan.frames(images.frame_step), provider, chosen.video_boxes)
-    return layer_masks(features, graph, boxes, chosen.layers)
+    return layer_masks(features, graph, boxes_of_segments(mesh, segments), boxes, chosen.layers)
 
 
 def _training_free_masks(

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from training.artifacts import Identity, file_hash
 from training.distributed import is_first_process, wait_for_all
 from training.learner import LearnerConfig, deciding_settings, learn
+from training.run_folder import save_result
 from training.unscene3d.losses import LossConfig, instance_loss, segment_projections
 from training.unscene3d.recipe import UnScene3DConfig
 from training.unscene3d.samples import Batch, Sample, TrainingScene, join_samples, make_sample
-from unscene_ros.models.checkpoint import load_checkpoint, save_checkpoint
+from unscene_ros.models.checkpoint import load_checkpoint
 from unscene_ros.models.instance_network import InstanceNetwork
 from unscene_ros.models.sparse_unet import SparseUNet
 from unscene_ros.scene import InputError
@@ -92,8 +93,7 @@ def train(
         identity={"identity": identity.hash, **about},
     )
     path = folder / CHECKPOINT_FILE
-    # Never written twice: other machines and versions would give it another hash.
-    if is_first_process() and not _is_checkpoint_of(identity, path):
+    if is_first_process():
         origin = {
             "training": identity.hash,
             "scans": len(names),
@@ -101,7 +101,7 @@ def train(
             "last_loss": result.loss,
             "training_seconds": round(result.seconds),
         }
-        save_checkpoint(path, network, shared_settings(config), origin)
+        save_result(path, network, shared_settings(config), origin)
     wait_for_all()
     return path
 
@@ -133,13 +133,6 @@ def _loss_of_samples(
 ) -> dict[str, Tensor]:
     device = next(model.parameters()).device
     return batch_loss(model, join_samples(samples, device), config)
-
-
-def _is_checkpoint_of(identity: Identity, path: Path) -> bool:
-    try:
-        return load_checkpoint(path).provenance.get("training") == identity.hash
-    except InputError:  # there is none, or it is damaged
-        return False
 
 
 def batch_loss(network: nn.Module, batch: Batch, config: LossConfig) -> dict[str, Tensor]:
