@@ -42,7 +42,7 @@ TINY = UnScene3DConfig(
             start="segments",
         ),
     ),
-    samples=SamplesConfig(augmentation=AugmentationConfig(elastic_probability=0)),
+    samples=SamplesConfig(augmentation=AugmentationConfig(elastic_probability=0.0)),
     loss=LossConfig(find_min_voxels=5),
     rounds=2,
     first_round=_LEARNER,

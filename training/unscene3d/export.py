@@ -55,7 +55,7 @@ class ExportConfig:
     # An initial mask stays when some prediction overlaps it by this IoU; 0 keeps all, as the paper.
     min_confirmation: float = 0.0
     augmentation: AugmentationConfig = field(
-        default_factory=lambda: AugmentationConfig(elastic_probability=0)
+        default_factory=lambda: AugmentationConfig(elastic_probability=0.0)
     )
 
     def __post_init__(self) -> None:
