@@ -431,11 +431,14 @@ def test_instances_are_scored_by_class_and_mask():
 
 def test_instances_are_scored_by_their_expected_quality_where_there_is_one():
     mask_logits = torch.tensor([[4.0, -4.0], [0.1, -4.0], [-1.0, -1.0]])
-    class_logits = torch.zeros(3, 2)
+    class_logits = torch.tensor([[0.0, math.log(3), 9.0]] * 3)  # two classes, and no object
     quality = torch.tensor([-1.0, 2.0, 5.0])
     instances = to_instances(class_logits, mask_logits, torch.tensor([3, 5]), 10, quality)
-    expected = 0.5 * torch.tensor([2.0, -1.0]).sigmoid()  # the empty mask is none
+    overlap, inside = quality[:2].sigmoid(), mask_logits[:2, 0].sigmoid()
+    expected = torch.cat([overlap * inside * share for share in (0.75, 0.25)])  # the third is empty
+    expected = expected.sort(descending=True).values
     torch.testing.assert_close(torch.from_numpy(instances.scores), expected)
+    assert instances.class_ids[0] == 1
 
 
 def test_instances_of_a_scene_without_voxels():

@@ -259,15 +259,17 @@ def to_instances(
     """The best `most` pairs of query and class of one scene, best first, without empty masks.
 
     class_logits (Q, classes + 1), mask_logits (Q, S), voxels_of_segment (S,) their numbers. The
-    score is the probability of the class times the mean probability of the mask inside it, or times
-    the expected overlap where there are quality_logits (Q,).
+    score is the probability of the class times the mean probability of the mask inside it. Where
+    there are quality_logits (Q,) the expected overlap takes the place of the probability that it is
+    an object of any class: it ranks masks better.
     """
     masks = mask_logits > 0
     voxels = masks * voxels_of_segment
     confidence = (mask_logits.float().sigmoid() * voxels).sum(1) / voxels.sum(1).clamp(min=1)
-    if quality_logits is not None:
-        confidence = quality_logits.float().sigmoid() * masks.any(1)
     probabilities = class_logits.float().softmax(1)[:, :-1]
+    if quality_logits is not None:
+        of_class = class_logits[:, :-1].float().softmax(1)
+        probabilities = of_class * quality_logits.float().sigmoid()[:, None]
     scores = (probabilities * confidence[:, None]).flatten()
     scores, order = scores.sort(descending=True, stable=True)
     kept = order[:most][scores[:most] > 0]
