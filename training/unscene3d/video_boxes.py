@@ -27,7 +27,7 @@ class VideoBoxesConfig:
 
     frame_masks: FrameMasksConfig = field(default_factory=FrameMasksConfig)
     window_frames: int = 3  # masks are linked within so many consecutive frames
-    min_link: float = 0.3  # share of the smaller mask's cells whose best matches are mutual
+    min_link: float = 0.3  # share of the smaller mask's cells with a mutual best match in the other
     max_depth_m: float = 4.0  # readings farther away are too coarse
     spacing_m: float = 0.03  # points are thinned to one in each cube of this size
     cluster_reach_m: float = 0.1  # DBSCAN: radius
