@@ -7,11 +7,18 @@ import pytest
 import torch
 from labelled_library import TINY, write_labelled_library
 
-from training.artifacts import pack_masks, save_artifact
+from training.artifacts import file_hash, pack_masks, save_artifact
 from training.baselines.hdbscan import HdbscanConfig
 from training.probes import average_precision
 from training.probes.labels import object_masks, read_labels
-from training.probes.rows import BASELINES, Row, parse_rows, prediction_of_masks, robot_keyframes
+from training.probes.rows import (
+    BASELINES,
+    PICTURE_BASELINES,
+    Row,
+    parse_rows,
+    prediction_of_masks,
+    robot_keyframes,
+)
 from training.unscene3d.pseudo_masks import pseudo_masks_identity
 from training.unscene3d.recipe import recipe
 from training.unscene3d.train import shared_settings
@@ -37,11 +44,11 @@ def true_masks(scan):
     return object_masks(scan.mesh(), read_labels(scan))
 
 
-def write_network(path, seed=0):
+def write_network(path, seed=0, **origin):
     """Of random weights."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    save_checkpoint(path, InstanceNetwork(TINY.network), shared_settings(TINY))
+    save_checkpoint(path, InstanceNetwork(TINY.network), shared_settings(TINY), origin)
 
 
 def table(library, tmp_path, *rows, code=0):
@@ -104,7 +111,7 @@ def test_pseudo_masks_of_other_settings_are_not_taken_for_these(library, tmp_pat
 def test_methods_that_need_nothing_are_measured_on_every_scan_with_their_whole_list(
     library, tmp_path
 ):
-    methods = "training-free", "euclidean_clusters", "felzenszwalb", "hdbscan"
+    methods = "training-free", *BASELINES, *PICTURE_BASELINES
     shown = "shown=training-free min_score=0.5"
     rows = table(library, tmp_path, *(f"{name}={name}" for name in methods), shown)["rows"]
     for row in rows:
@@ -134,17 +141,21 @@ def test_a_network_shows_its_whole_ranked_list(library, tmp_path):
     assert every["origin"]["settings"]["min_score"] == 0
 
 
-def test_all_rounds_are_rows_and_only_the_last_one_is_the_result(library, tmp_path):
+def test_all_rounds_are_rows_and_only_the_one_that_the_run_ended_with_is_the_result(
+    library, tmp_path
+):
     run = tmp_path / "run"
-    for number in (1, 2, 3):
-        write_network(run / f"round_{number}" / "checkpoint.safetensors", number)
-    write_network(run / "checkpoint.safetensors", 3)
+    paths = [run / f"round_{number}" / "checkpoint.safetensors" for number in (1, 2, 3)]
+    for seed, path in enumerate(paths):
+        write_network(path, seed)
+    write_network(run / "checkpoint.safetensors", last_round=file_hash(paths[1]))
     rows = table(library, tmp_path, f"self-trained=rounds:{run}", "free=training-free")["rows"]
     assert [row["name"] for row in rows] == [
         "self-trained, round 1", "self-trained, round 2", "self-trained, round 3", "free",
     ]  # fmt: skip
     assert len({row["origin"]["checkpoint"] for row in rows[:3]}) == 3
-    assert rows[2]["mark"] == "result" and rows[3]["mark"] == ""
+    # The third is left from a longer run.
+    assert [row["mark"] == "result" for row in rows] == [False, True, False, False]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +22,15 @@ from training.baselines.euclidean_clusters import (
 )
 from training.baselines.felzenszwalb import FelzenszwalbConfig, felzenszwalb_instances
 from training.baselines.hdbscan import HdbscanConfig, hdbscan_instances
+from training.baselines.nunes import NunesConfig, nunes_instances
+from training.baselines.projected_masks import ProjectedMasksConfig, projected_mask_instances
 from training.scans.library import Scan
 from training.unscene3d.pseudo_masks import KIND, STEP, find_pseudo_masks
 from training.unscene3d.recipe import recipe
 from training.unscene3d.train import CHECKPOINT_FILE
 from unscene_ros.inference import InferenceConfig
 from unscene_ros.keyframes import KeyframeConfig, Keyframes
+from unscene_ros.models.checkpoint import load_checkpoint
 from unscene_ros.pipeline import segment_mesh
 from unscene_ros.scene import Frame, InputError, Instances, Mesh, Segments
 from unscene_ros.segmentation import SHIPPED, SHIPPED_CHECKPOINT, NetworkSegmenter
@@ -40,12 +43,19 @@ training-free                  the segmenter that needs no training
 checkpoint:PATH                a trained network; checkpoint:default is that of the package
 rounds:RUN                     the network of each round of a self-training run
 pseudo_masks:RECIPE            masks that training.unscene3d.pseudo_masks has made by this recipe
-euclidean_clusters, felzenszwalb, hdbscan    baselines without learning
+euclidean_clusters, felzenszwalb, hdbscan    baselines on the mesh
+nunes, projected_masks         baselines that look at the pictures
 """
 BASELINES: dict[str, tuple[type, Callable[[Mesh, Any], tuple[Segments, Instances]]]] = {
     "euclidean_clusters": (EuclideanClustersConfig, euclidean_cluster_instances),
     "felzenszwalb": (FelzenszwalbConfig, felzenszwalb_instances),
     "hdbscan": (HdbscanConfig, hdbscan_instances),
+}
+PICTURE_BASELINES: dict[
+    str, tuple[type, Callable[[Mesh, Sequence[Frame], Any], tuple[Segments, Instances]]]
+] = {
+    "nunes": (NunesConfig, nunes_instances),
+    "projected_masks": (ProjectedMasksConfig, projected_mask_instances),
 }
 
 
@@ -98,6 +108,8 @@ def parse_rows(text: str) -> list[Row]:
         prepare, origin = _training_free(assignments)
     elif kind in BASELINES:
         prepare, origin = _baseline(kind, assignments)
+    elif kind in PICTURE_BASELINES:
+        prepare, origin = _picture_baseline(kind, assignments)
     else:
         raise InputError(f"row '{text}': expected NAME=METHOD, a method being one of\n{METHODS}")
     return [Row(name, method, prepare, origin)]
@@ -127,17 +139,18 @@ def robot_keyframes(scan: Scan) -> list[Frame]:
 
 
 def _rounds(name: str, method: str, run: Path, assignments: list[str]) -> list[Row]:
-    """A row for each round; the last one is the result, which no truth has chosen."""
+    """A row for each round; the run itself says which one is its result, no truth has chosen it."""
     if not (run / CHECKPOINT_FILE).exists():
         raise InputError(
             f"row {name}: expected {run / CHECKPOINT_FILE}, which training.unscene3d.rounds "
             "writes when the last round has ended"
         )
+    last = load_checkpoint(run / CHECKPOINT_FILE).provenance.get("last_round")
     rows: list[Row] = []
     while (path := run / f"round_{len(rows) + 1}" / CHECKPOINT_FILE).exists():
-        title = f"{name}, round {len(rows) + 1}"
-        is_last = not (run / f"round_{len(rows) + 2}" / CHECKPOINT_FILE).exists()
-        rows.append(Row(title, method, *_network(path, assignments), name, is_last))
+        prepare, origin = _network(path, assignments)
+        title, is_last = f"{name}, round {len(rows) + 1}", origin["checkpoint"] == last
+        rows.append(Row(title, method, prepare, origin, name, is_last))
     return rows
 
 
@@ -176,6 +189,19 @@ def _baseline(kind: str, assignments: list[str]) -> tuple[Callable[[], Find], di
 
     def find(_: Scan, mesh: Mesh) -> Found:
         return _timed(mesh, lambda: find_instances(mesh, config))
+
+    return lambda: find, {"settings": to_dict(config)}
+
+
+def _picture_baseline(
+    kind: str, assignments: list[str]
+) -> tuple[Callable[[], Find], dict[str, Any]]:
+    config_class, find_instances = PICTURE_BASELINES[kind]
+    config: Any = from_dict(config_class, from_assignments(assignments))
+
+    def find(scan: Scan, mesh: Mesh) -> Found:
+        keyframes = robot_keyframes(scan)
+        return _timed(mesh, lambda: find_instances(mesh, keyframes, config))
 
     return lambda: find, {"settings": to_dict(config)}
 
