@@ -396,7 +396,7 @@ def test_repeats_are_left_out_one_by_one(seed):
         shares = [sizes[mask & masks[k]].sum() / sizes[mask | masks[k]].sum() for k in expected]
         if max(shares, default=0) <= 0.25:
             expected.append(row)
-    assert inference._first_of_equals(masks, sizes, 0.25) == expected
+    assert inference.first_of_equals(masks, sizes, 0.25) == expected
     assert 1 < len(expected) < len(masks)
 
 

@@ -239,7 +239,7 @@ def _cleaned(found: _Found, mesh: Mesh, segments: Segments, config: InferenceCon
     order = order[(scores[order] >= config.min_score) & (part_areas[order] >= config.min_area_m2)]
     order = order[:_MOST_CANDIDATES]
     sizes = np.bincount(segments.of_vertex, minlength=segments.count)
-    kept = order[_first_of_equals(masks[order], sizes, config.max_overlap)][: config.max_instances]
+    kept = order[first_of_equals(masks[order], sizes, config.max_overlap)][: config.max_instances]
     return Instances(
         masks[kept], scores[kept].astype(np.float32), found.class_ids[mask_of_part[kept]]
     )
@@ -266,7 +266,7 @@ def _connected_parts(masks: np.ndarray, neighbors: np.ndarray) -> tuple[np.ndarr
     return parts, mask_of_part
 
 
-def _first_of_equals(masks: np.ndarray, sizes: np.ndarray, max_overlap: float) -> list[int]:
+def first_of_equals(masks: np.ndarray, sizes: np.ndarray, max_overlap: float) -> list[int]:
     """Rows of the masks (N, S), best first, without those that overlap an earlier one by more."""
     overlap = overlaps(masks, masks, sizes)
     kept: list[int] = []

@@ -21,7 +21,7 @@ from training.unscene3d.segment_graph import (
     SegmentGraphConfig,
     within_limits,
 )
-from unscene_ros.inference import overlaps
+from unscene_ros.inference import first_of_equals
 from unscene_ros.scene import InputError, Mesh, Segments
 
 _UNSEEN = 1e-3  # a feature without a view of its own counts where nothing else is known
@@ -94,7 +94,7 @@ def layer_masks(
     masks = masks[within_limits(masks, graph, config.limits)]
     scores = _scores(masks, links, looks, graph, config)
     order = np.argsort(-scores, kind="stable")[:_MOST_CANDIDATES]
-    kept = order[_first_of_equals(masks[order], graph.areas_m2, config.max_overlap)]
+    kept = order[first_of_equals(masks[order], graph.areas_m2, config.max_overlap)]
     kept = kept[: config.max_masks]
     return masks[kept], scores[kept].astype(np.float32)
 
@@ -271,13 +271,3 @@ def _scores(
     size = shapes.areas / (shapes.areas + config.half_area_m2)
     full = np.minimum(shapes.fullness, _FULL) / _FULL
     return np.clip((inside - across) / 2, 0, 1) * size * full
-
-
-def _first_of_equals(masks: np.ndarray, areas: np.ndarray, max_overlap: float) -> list[int]:
-    """Rows of the masks (K, S), best first, that overlap no earlier one by more."""
-    overlap = overlaps(masks, masks, areas)
-    kept: list[int] = []
-    for candidate in range(len(masks)):
-        if not (overlap[candidate, kept] > max_overlap).any():
-            kept.append(candidate)
-    return kept
