@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -65,7 +66,9 @@ def prepare_output_folder(path: Path) -> None:
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes its name only when it is complete; raises InputError."""
-    part = Path(path).with_name(f".{Path(path).name}.part")
+    # A name of its own, so that two writers of one file do not mix.
+    writer = f"{os.getpid()}-{threading.get_ident()}"
+    part = Path(path).with_name(f".{Path(path).name}.{writer}.part")
     try:
         with part.open("wb") as file:
             yield file
