@@ -1,7 +1,9 @@
 """Mesh and prediction files: what is written comes back, what is wrong is told."""
 
+import errno
 import json
 import logging
+import os
 import struct
 from pathlib import Path
 
@@ -264,10 +266,15 @@ def test_an_output_folder_is_made_or_refused_before_the_work_starts(tmp_path):
             prepare_output_folder(path)
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     write_mesh(tmp_path / "mesh.ply", random_mesh(10))
     before = (tmp_path / "mesh.ply").read_bytes()
-    (tmp_path / ".mesh.ply.part").mkdir()
-    with pytest.raises(InputError, match=r"mesh\.ply"):
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match=r"mesh\.ply: cannot be written \(No space"):
         write_mesh(tmp_path / "mesh.ply", random_mesh(20))
     assert (tmp_path / "mesh.ply").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["mesh.ply"]
