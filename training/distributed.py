@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import nn
 
+from unscene_ros.models.device import choose_torch_device
 from unscene_ros.scene import InputError
 
 PATIENCE = timedelta(minutes=20)  # for the other processes, before it is an error
@@ -27,14 +28,9 @@ _numbers = itertools.count()  # of the groups that this process has been in
 
 def choose_device(device: Literal["auto", "cuda", "cpu"]) -> torch.device:
     """The device of this process; InputError when CUDA is asked for and missing."""
-    has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
-        raise InputError(
-            "device: expected a GPU for 'cuda', got none that PyTorch can use: "
-            "set it to cpu, or install the build of PyTorch for CUDA"
-        )
-    if device == "cpu" or not has_cuda:
-        return torch.device("cpu")
+    chosen = choose_torch_device(device)
+    if chosen.type == "cpu":
+        return chosen
     number = int(os.environ.get("LOCAL_RANK", 0))
     if number >= torch.cuda.device_count():
         raise InputError(
