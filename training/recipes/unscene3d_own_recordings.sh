@@ -4,35 +4,29 @@
 #
 #   training/recipes/unscene3d_own_recordings.sh OUTPUT RECORDING...
 #
-# SETTINGS changes the recipe: "small" (two processor cores, maps at 4 cm) unless it names another.
+# RECIPE is "small", for two processor cores and maps at 4 cm, unless set; SETTINGS change it:
+#   SETTINGS="first_round.steps=4000 rounds=2" training/recipes/unscene3d_own_recordings.sh ...
 # A recording or two teach little; where there are few, start from the shipped checkpoint:
 #   INITIAL=unscene_ros/checkpoints/unscene3d_rooms.safetensors training/recipes/...
-# More recordings of a later day join those in OUTPUT. Learn from all of them in another run:
+# Recordings of a later day join those in OUTPUT. Another run learns from all of them:
 #   RUN=second INITIAL=OUTPUT/run/checkpoint.safetensors training/recipes/...
-set -euo pipefail
-if (($# < 2)); then
-    sed -n '2,13s/^# \{0,1\}//p' "$0" >&2
-    exit 2
-fi
-library=$(realpath -m "$1")
+set -efuo pipefail
+source "$(dirname "$0")/steps.sh"
+if (($# < 2)); then usage; fi
+library=$(absolute "$1")
 run=$library/${RUN:-run}
-initial=()
-if [[ -n ${INITIAL:-} ]]; then initial=(--initial "$(realpath -m "$INITIAL")"); fi
 recordings=()
-for recording in "${@:2}"; do recordings+=("$(realpath -m "$recording")"); done
-cd "$(dirname "$0")/../.."
-python=${PYTHON:-.venv/bin/python}
-workers=(--workers "${WORKERS:-0}")
-read -ra settings <<< "${SETTINGS:---recipe small}"
-
-failed=0
-step() { # a command after which the others go on, even if some of its scans failed
-    "$python" -m "$@" || { (($? == 1)) && failed=1; } || exit 2
-}
+for recording in "${@:2}"; do recordings+=("$(absolute "$recording")"); done
+initial=()
+if [[ -n ${INITIAL:-} ]]; then initial=(--initial "$(absolute "$INITIAL")"); fi
+# shellcheck disable=SC2086 # settings are separate words
+choose "${RECIPE:-small}" ${SETTINGS:-}
 
 step training.scans.recorded "${recordings[@]}" -o "$library" "${workers[@]}"
 step training.unscene3d.pseudo_masks "$library" "${settings[@]}" "${workers[@]}"
-step training.unscene3d.rounds "$library" "${settings[@]}" "${workers[@]}" "${initial[@]}" \
-    -o "$run"
-echo "look at it:  unscene replay ${recordings[0]} --segmenter $run/checkpoint.safetensors -o output/mine"
+step training.unscene3d.rounds "$library" "${settings[@]}" "${workers[@]}" "${initial[@]}" -o "$run"
+if [[ -e $run/checkpoint.safetensors ]]; then
+    echo "look at it: unscene replay ${recordings[0]} -o output/mine" \
+        "--segmenter $run/checkpoint.safetensors"
+fi
 exit "$failed"

@@ -4,23 +4,16 @@
 #
 #   training/recipes/unscene3d_rooms.sh [OUTPUT]
 #
-# Variables change it: ROOMS and HELD_OUT (seeds), WORKERS, ROOM_OPTIONS and SETTINGS, for example
-#   SETTINGS="--recipe default --set first_round.steps=20000" training/recipes/unscene3d_rooms.sh
-set -euo pipefail
-library=${1:+$(realpath -m "$1")}
-cd "$(dirname "$0")/../.."
-library=${library:-output/unscene3d_rooms}
-python=${PYTHON:-.venv/bin/python}
-workers=(--workers "${WORKERS:-0}")
+# Variables change it: ROOMS and HELD_OUT (seeds), ROOM_OPTIONS, WORKERS, RECIPE and SETTINGS, as in
+#   RECIPE=default SETTINGS="first_round.steps=20000 seed=1" training/recipes/unscene3d_rooms.sh
+set -efuo pipefail
+source "$(dirname "$0")/steps.sh"
+library=$(if (($#)); then absolute "$1"; else echo output/unscene3d_rooms; fi)
 read -ra rooms <<< "${ROOMS:-0-119}"
 read -ra held_out <<< "${HELD_OUT:-9000-9029}"
 read -ra room_options <<< "${ROOM_OPTIONS:-}"
-read -ra settings <<< "${SETTINGS:---recipe small}"
-
-failed=0
-step() { # a command after which the others go on, even if some of its scans failed
-    "$python" -m "$@" || { (($? == 1)) && failed=1; } || exit 2
-}
+# shellcheck disable=SC2086 # settings are separate words
+choose "${RECIPE:-small}" ${SETTINGS:-}
 
 # Scans: frames as a noisy RGB-D camera sees them, fused as the robot does.
 step training.scans.rooms "${rooms[@]}" -o "$library" --split train "${room_options[@]}"

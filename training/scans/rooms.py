@@ -29,7 +29,7 @@ from training.scans.procedural.trajectory import plan_trajectory
 from unscene_ros.evaluation import GroundTruth
 from unscene_ros.scene import Camera, Frame, InputError
 from unscene_ros.settings import from_assignments, from_dict, settings_hash, to_dict
-from unscene_ros.storage import whole_file
+from unscene_ros.storage import prepare_output_folder, whole_file
 
 VERSION = 1  # another number whenever a seed comes to mean another room
 TRAINING_SEEDS = range(0, 9000)
@@ -279,7 +279,7 @@ def write_rooms(seeds: Sequence[int], config: RoomConfig, folder: Path) -> list[
 
 def write_split(seeds: Sequence[int], config: RoomConfig, library: Path, split: str) -> list[str]:
     """As `write_rooms`, to the scans of a library, and lists them as a split of it."""
-    (library / SCANS).mkdir(parents=True, exist_ok=True)
+    prepare_output_folder(library / SCANS)
     failures = write_rooms(seeds, config, library / SCANS)
     names = [f"room_{seed:05d}" for seed in seeds]
     there = [name for name in names if (library / SCANS / name / LABELS_FILE).exists()]
