@@ -99,8 +99,11 @@ def test_weights_of_the_feature_pyramid_load_whole(tmp_path):
         assert torch.equal(tensor, theirs[name]), name
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_all_architectures_have_the_published_names_and_shapes(architecture):
+PUBLISHED = [name for name in ARCHITECTURES if name != "Res16UNet14S"]  # which is ours
+
+
+@pytest.mark.parametrize("architecture", PUBLISHED)
+def test_all_published_architectures_have_the_published_names_and_shapes(architecture):
     with torch.device("meta"):
         network = SparseUNet(SparseUNetConfig(architecture, 6, 13, stem_kernel_size=3))
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
