@@ -13,6 +13,7 @@ from boxes_library import TINY, boxes_mesh, narrow_networks, with_steps
 from training.learner import LearnerConfig
 from training.unscene3d import train as train_module
 from training.unscene3d.augmentation import AugmentationConfig
+from training.unscene3d.recipe import recipe_hash
 from training.unscene3d.samples import SamplesConfig, TrainingScene, join_samples, make_sample
 from training.unscene3d.targets import masks_over_segments
 from training.unscene3d.train import batch_loss, start_from, train, training_identity
@@ -24,7 +25,6 @@ from unscene_ros.models.sparse_unet import SparseUNet, SparseUNetConfig
 from unscene_ros.oversegmentation import oversegment
 from unscene_ros.scene import InputError
 from unscene_ros.segmentation import load_segmenter
-from unscene_ros.settings import settings_hash
 
 CALM = replace(TINY, samples=SamplesConfig(augmentation=AugmentationConfig(enabled=False)))
 
@@ -270,4 +270,4 @@ def test_the_checkpoint_says_what_made_it(tmp_path):
     assert origin["training"] == run_settings["identity"]
     assert (origin["scans"], origin["steps"]) == (2, 2)
     assert LearnerConfig(**run_settings["learner"]).steps == 2
-    assert checkpoint.settings["recipe_hash"] == settings_hash(TINY)
+    assert checkpoint.settings["recipe_hash"] == recipe_hash(TINY)

@@ -11,7 +11,8 @@ import argparse
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from training.learner import LearnerConfig
+from training.artifacts import Identity
+from training.learner import LearnerConfig, deciding_settings
 from training.unscene3d.augmentation import AugmentationConfig
 from training.unscene3d.export import ExportConfig
 from training.unscene3d.features import (
@@ -33,7 +34,7 @@ from unscene_ros.models.mask_transformer import MaskTransformerConfig
 from unscene_ros.models.sparse_unet import SparseUNetConfig
 from unscene_ros.oversegmentation import OversegmentationConfig
 from unscene_ros.scene import InputError
-from unscene_ros.settings import from_assignments, from_dict, merged, read_yaml
+from unscene_ros.settings import from_assignments, from_dict, merged, read_yaml, to_dict
 from unscene_ros.training_free import TrainingFreeConfig
 from unscene_ros.voxels import VoxelsConfig
 
@@ -170,3 +171,8 @@ def recipe(name: str, differences: dict | None = None) -> UnScene3DConfig:
     if name not in RECIPES:
         raise InputError(f"recipe: expected one of {', '.join(RECIPES)}, got '{name}'")
     return from_dict(UnScene3DConfig, differences or {}, base=RECIPES[name])
+
+
+def recipe_hash(config: UnScene3DConfig) -> str:
+    """Twelve hex digits that change with every setting but those of where a training runs."""
+    return Identity("recipe", deciding_settings(to_dict(config))).hash

@@ -21,13 +21,13 @@ from training.distributed import is_first_process, wait_for_all
 from training.learner import LearnerConfig, deciding_settings, learn
 from training.run_folder import save_result
 from training.unscene3d.losses import LossConfig, instance_loss, segment_projections
-from training.unscene3d.recipe import UnScene3DConfig
+from training.unscene3d.recipe import UnScene3DConfig, recipe_hash
 from training.unscene3d.samples import Batch, Sample, TrainingScene, join_samples, make_sample
 from unscene_ros.models.checkpoint import load_checkpoint
 from unscene_ros.models.instance_network import InstanceNetwork
 from unscene_ros.models.sparse_unet import SparseUNet
 from unscene_ros.scene import InputError
-from unscene_ros.settings import settings_hash, to_dict
+from unscene_ros.settings import to_dict
 
 STEP = "train"
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -178,5 +178,5 @@ def shared_settings(config: UnScene3DConfig) -> dict[str, object]:
     return {
         "voxels": to_dict(config.voxels),
         "oversegmentation": to_dict(config.oversegmentation),
-        "recipe_hash": settings_hash(config),
+        "recipe_hash": recipe_hash(config),
     }
