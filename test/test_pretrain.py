@@ -273,6 +273,13 @@ def test_the_command_writes_a_network_with_its_voxels_and_lists_failures(library
     assert all(torch.equal(weights[name], tensor) for name, tensor in again.items())
 
 
+def test_without_a_usable_scan_the_reasons_are_listed(tmp_path, capsys):
+    (tmp_path / "scans/empty").mkdir(parents=True)
+    assert pretrain.main([str(tmp_path), "--workers", "1"]) == 1
+    assert "failed: empty: " in capsys.readouterr().err
+    assert not (tmp_path / "pretrained.safetensors").exists()
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

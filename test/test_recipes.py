@@ -21,6 +21,7 @@ from scan_sources import LABEL_MAP, jpeg, sens_frame, sens_header
 from small_library import small_mesh, write_small_library
 from small_scan import BOXES, CAMERA, small_frames
 
+from training.probes.few_labels import SHARES
 from training.scans.library import Library
 from training.unscene3d.recipe import RECIPES as NAMED
 from training.unscene3d.recipe import UnScene3DConfig
@@ -93,7 +94,7 @@ def test_every_command_is_understood_and_only_data_is_missing(recipe, tmp_path, 
         code = importlib.import_module(module).main(arguments)
         said = capsys.readouterr().err
         assert code != 0
-        missing = r"expected a folder 'scans'|round|csc\.pth|scans/|a bag|a_scan|/proc/nowhere"
+        missing = r"expected a folder 'scans'|round|few_label|csc\.pth|scans/|a bag|a_scan|/nowhere"
         assert re.search(missing, said), (module, arguments, said)
         assert "unknown setting" not in said and "usage:" not in said
 
@@ -144,6 +145,7 @@ def settings_by_run(lines: list[list[str]]) -> dict[str, set[str]]:
         ("table2", {f"{m}_{d}" for m in ("cuts", "freemask") for d in ("2d", "3d", "both")}, 6),
         ("table3", {"baseline", "projection", "cuts_both"}, 4),
         ("table4", {"cuts_3d", "cuts_both"}, 4),
+        ("table5", {"cuts_both"}, 12),
     ],
 )
 def test_each_table_of_the_paper_can_be_made_alone(table, runs, rows, tmp_path):
@@ -176,6 +178,21 @@ def test_losses_of_the_third_table_share_their_masks(tmp_path):
     assert all(config.features == configs[0].features for config in configs)
 
 
+def test_parts_of_the_labels_are_learned_from_scratch_and_after_self_training(tmp_path):
+    lines = commands(SCANNET, tmp_path, "scannet", "csc.pth", "out", "table5")
+    trained = [line for line in lines if "training.probes.few_labels" in line]
+    starts = [line[line.index("--initial") + 1] if "--initial" in line else "" for line in trained]
+    assert starts == ["", f"{tmp_path}/out/runs/cuts_both/checkpoint.safetensors"]
+    folder = Path(trained[0][trained[0].index("-o") + 1])
+    probe = next(line for line in lines if line[0] == "training.probes.average_precision")
+    judged = {word.split("checkpoint:")[1] for word in probe if "checkpoint:" in word}
+    assert judged == {
+        str(folder / f"{start}_{share}" / "checkpoint.safetensors")
+        for start in ("scratch", "finetuned")
+        for share in SHARES
+    }
+
+
 def test_several_gpus_train_together(tmp_path):
     lines = commands(SCANNET, tmp_path, "scannet", "csc.pth", "out", "table1", GPUS="4")
     rounds = next(line for line in lines if "training.unscene3d.rounds" in line)
@@ -197,8 +214,8 @@ def test_too_few_arguments_print_how_it_is_called(recipe, arguments, tmp_path):
 
 
 def test_an_unknown_table_is_told_before_any_work(tmp_path):
-    done = run(SCANNET, "a", "b", "c", "table4", "table5", PYTHON=str(fake_python(tmp_path)))
-    assert done.returncode == 2 and "got table5" in done.stderr
+    done = run(SCANNET, "a", "b", "c", "table4", "table6", PYTHON=str(fake_python(tmp_path)))
+    assert done.returncode == 2 and "got table6" in done.stderr
     assert not (tmp_path / "calls").exists()
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Tables 1 to 4 of UnScene3D (Rozenberszki et al., CVPR 2024) on ScanNet, for whoever has it.
+# Tables 1 to 5 of UnScene3D (Rozenberszki et al., CVPR 2024) on ScanNet, for whoever has it.
 # A second call goes on where the first was stopped; what tables share is made once.
 #
 #   training/recipes/unscene3d_scannet.sh SCANNET_ROOT CSC_WEIGHTS OUTPUT [STEP...]
@@ -7,7 +7,7 @@
 # SCANNET_ROOT: scans/ with .sens, meshes and labels, the label map, and the official lists
 # scannetv2_train.txt and scannetv2_val.txt. CSC_WEIGHTS: Contrastive Scene Contexts, pre-trained on
 # ScanNet without labels (Res16UNet34C, 2 cm). DINO's weights are downloaded when they are needed.
-# STEP: data, table1, table2, table3, table4; default all of them. Tables are printed and written to
+# STEP: data, table1, table2, table3, table4, table5; default all of them. Tables are printed and written to
 # OUTPUT/tables, once as the paper counts (compat: walls are objects too) and once without walls.
 # Variables change it: GPUS (of this machine), WORKERS, IMPORT_OPTIONS (of training.scans.scannet),
 # RECIPE ("paper"; "default" has what is known to be better) and SETTINGS, as in
@@ -107,11 +107,29 @@ table4() { # rounds
         "$(rounds_row cuts_both)"
 }
 
-if ((${#tables[@]} == 0)); then tables=(data table{1..4}); fi
+table5() { # as pre-training: parts of the labelled scans, from scratch and after the last round
+    learn cuts_both
+    # shellcheck disable=SC2086 # settings are separate words
+    choose "$recipe" $common
+    local run=$library/runs/few_labels start share rows=()
+    local shares=(0.01 0.05 0.1 0.2 0.5 1.0)
+    local options=(--split train --shares "${shares[@]}" "${settings[@]}" -o "$run")
+    step "${launch[@]}" training.probes.few_labels "$library" "${options[@]}"
+    step "${launch[@]}" training.probes.few_labels "$library" "${options[@]}" \
+        --initial "$library/runs/cuts_both/checkpoint.safetensors"
+    for start in scratch finetuned; do
+        for share in "${shares[@]}"; do
+            rows+=("$start $share=checkpoint:$run/${start}_$share/checkpoint.safetensors")
+        done
+    done
+    evaluate table5 "${rows[@]}"
+}
+
+if ((${#tables[@]} == 0)); then tables=(data table{1..5}); fi
 for table in "${tables[@]}"; do
     case $table in
-        data | table[1-4]) ;;
-        *) echo "error: expected data, table1, table2, table3 or table4, got $table" >&2; exit 2 ;;
+        data | table[1-5]) ;;
+        *) echo "error: expected data or table1 to table5, got $table" >&2; exit 2 ;;
     esac
 done
 for table in "${tables[@]}"; do "$table"; done

@@ -231,7 +231,9 @@ def main(arguments: list[str] | None = None) -> int:
         pairs = recipe.pretrain.pairs
         if "WORLD_SIZE" not in os.environ:  # torchrun's processes would find them all at once
             failures = find_all_pairs(scans, pairs, options.workers, options.ray)
-        pretrain([scan for scan in scans if has_pairs(scan, pairs)], recipe.pretrain, output)
+        usable = [scan for scan in scans if has_pairs(scan, pairs)]
+        if usable or not failures:
+            pretrain(usable, recipe.pretrain, output)
         return failures_at_end(failures)
 
     return exit_code(run)
