@@ -11,6 +11,7 @@ from box_world import Box, surface_of, walled_room
 from small_scan import small_frames
 
 from unscene_ros import segmentation
+from unscene_ros.consensus import ConsensusConfig, agree
 from unscene_ros.inference import InferenceConfig, infer
 from unscene_ros.models.checkpoint import save_checkpoint
 from unscene_ros.models.instance_network import InstanceNetwork, InstanceNetworkConfig
@@ -22,6 +23,7 @@ from unscene_ros.replay import segment_file
 from unscene_ros.scene import InputError, Mesh
 from unscene_ros.segmentation import (
     DEFAULT_SEGMENTER,
+    ConsensusSegmenter,
     NetworkSegmenter,
     SegmentationConfig,
     SharedConfig,
@@ -34,6 +36,9 @@ from unscene_ros.voxels import VoxelsConfig
 
 SHARED = SharedConfig(VoxelsConfig(0.08), OversegmentationConfig(k=0.02, min_vertices=7))
 EVERYTHING = InferenceConfig(min_score=0, min_area_m2=0, device="cpu")
+ALONE = SegmentationConfig(
+    network=EVERYTHING, consensus=ConsensusConfig(training_free_share=0, min_score=0)
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +73,15 @@ def test_the_segmenter_that_needs_no_training_has_its_name():
 
 
 def test_a_checkpoint_brings_the_settings_of_its_training(checkpoint):
-    config = SegmentationConfig(network=EVERYTHING)
-    segmenter = load_segmenter(str(checkpoint), config)
+    segmenter = load_segmenter(str(checkpoint), ALONE)
+    assert isinstance(segmenter, NetworkSegmenter)
     assert segmenter.oversegmentation == SHARED.oversegmentation
     assert segmenter.voxels == SHARED.voxels
-    assert segmenter.config is config.network
+    assert segmenter.config is EVERYTHING
 
 
 def test_the_network_of_a_checkpoint_finds_what_the_saved_one_finds(checkpoint, network, mesh):
-    segmenter = load_segmenter(checkpoint, SegmentationConfig(network=EVERYTHING))
+    segmenter = load_segmenter(checkpoint, ALONE)
     segments, instances = segment_mesh(mesh, segmenter)
     direct = infer(network.eval(), SHARED.voxels, mesh, segments, EVERYTHING)
     assert len(instances.masks)
@@ -85,11 +90,30 @@ def test_the_network_of_a_checkpoint_finds_what_the_saved_one_finds(checkpoint, 
 
 
 def test_pictures_change_nothing_for_a_network(checkpoint, mesh):
-    segmenter = load_segmenter(checkpoint, SegmentationConfig(network=EVERYTHING))
+    segmenter = load_segmenter(checkpoint, ALONE)
     _, without = segment_mesh(mesh, segmenter)
     _, beside = segment_mesh(mesh, segmenter, small_frames(2))
     np.testing.assert_array_equal(beside.masks, without.masks)
     np.testing.assert_array_equal(beside.scores, without.scores)
+
+
+def test_usually_a_network_and_the_training_free_segmenter_work_together(checkpoint, mesh):
+    config = SegmentationConfig(network=EVERYTHING, consensus=ConsensusConfig(min_score=0))
+    segmenter = load_segmenter(checkpoint, config)
+    assert isinstance(segmenter, ConsensusSegmenter)
+    segments, instances = segment_mesh(mesh, segmenter, small_frames(2))
+    both = (
+        load_segmenter(checkpoint, ALONE).segment(mesh, segments),
+        TrainingFreeSegmenter(TrainingFreeConfig(min_score=0)).segment(
+            mesh, segments, small_frames(2)
+        ),
+    )
+    sizes = np.bincount(segments.of_vertex, minlength=segments.count)
+    expected = agree(*both, sizes, config.consensus)
+    assert len(expected.masks) and all(len(found.masks) for found in both)
+    np.testing.assert_array_equal(instances.masks, expected.masks)
+    np.testing.assert_allclose(instances.scores, expected.scores, rtol=1e-5)
+    assert str(segmenter).endswith(", with the training-free segmenter")
 
 
 def test_its_text_names_file_device_and_backend(checkpoint):
@@ -117,7 +141,7 @@ def test_a_gpu_that_is_not_there_is_refused(checkpoint):
 
 def test_the_network_in_the_package_is_called_default(checkpoint, monkeypatch, tmp_path):
     monkeypatch.setattr(segmentation, "SHIPPED_CHECKPOINT", checkpoint)
-    assert load_segmenter("default").voxels == SHARED.voxels
+    assert load_segmenter("default", ALONE).voxels == SHARED.voxels
     monkeypatch.setattr(segmentation, "SHIPPED_CHECKPOINT", tmp_path / "gone.safetensors")
     with pytest.raises(InputError, match=r"gone\.safetensors is not there: train .* or use"):
         load_segmenter("default")
@@ -173,7 +197,7 @@ def test_one_setting_of_a_segmenter_leaves_all_others():
 
 def test_a_mesh_file_is_segmented_by_a_network(checkpoint, mesh, tmp_path):
     write_mesh(tmp_path / "room.ply", mesh)
-    config = PipelineConfig(segmentation=SegmentationConfig(network=EVERYTHING))
+    config = PipelineConfig(segmentation=ALONE)
     metrics = segment_file(tmp_path / "room.ply", tmp_path / "out", config, str(checkpoint))
     prediction = load_prediction(tmp_path / "out")
     assert metrics["instances"] == len(prediction.instances.masks) > 0

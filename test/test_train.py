@@ -24,7 +24,7 @@ from unscene_ros.models.instance_network import InstanceNetwork
 from unscene_ros.models.sparse_unet import SparseUNet, SparseUNetConfig
 from unscene_ros.oversegmentation import oversegment
 from unscene_ros.scene import InputError
-from unscene_ros.segmentation import load_segmenter
+from unscene_ros.segmentation import NetworkSegmenter
 
 CALM = replace(TINY, samples=SamplesConfig(augmentation=AugmentationConfig(enabled=False)))
 
@@ -68,7 +68,7 @@ def test_a_tiny_network_learns_a_tiny_scene_by_heart_and_finds_its_objects(tmp_p
     totals = np.genfromtxt(tmp_path / "log.csv", delimiter=",", names=True)["total"]
     assert totals[-10:].mean() < totals[:3].mean() / 5
     mesh, box_of_vertex = boxes_mesh()
-    segmenter = load_segmenter(path)
+    segmenter = NetworkSegmenter(path)
     segments = oversegment(mesh, segmenter.oversegmentation)
     config = InferenceConfig(device="cpu", min_score=0.2)
     found = infer(load_checkpoint(path).network, segmenter.voxels, mesh, segments, config)
@@ -255,7 +255,7 @@ def test_a_training_starts_from_weights_and_is_another_one_than_without(tmp_path
 def test_what_training_and_the_robot_share_is_what_the_segmenter_reads(tmp_path):
     config = replace(TINY, oversegmentation=replace(TINY.oversegmentation, k=0.05))
     path = run(config, tmp_path)
-    segmenter = load_segmenter(path)
+    segmenter = NetworkSegmenter(path)
     assert segmenter.voxels == config.voxels
     assert segmenter.oversegmentation == config.oversegmentation
     mesh, _ = boxes_mesh()

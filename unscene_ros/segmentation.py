@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
+from unscene_ros.consensus import ConsensusConfig, agree
 from unscene_ros.inference import InferenceConfig, infer
 from unscene_ros.oversegmentation import OversegmentationConfig
 from unscene_ros.scene import Frame, InputError, Instances, Mesh, Segments
@@ -32,10 +35,15 @@ class Segmenter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SegmentationConfig:
-    """Settings of both kinds of segmenters; what a network was trained with is in its file."""
+    """Settings of all segmenters; what a network was trained with is in its file.
+
+    Together, as by default, network and training-free segmenter hand over all that they find:
+    their own min_score is for each of them alone.
+    """
 
     training_free: TrainingFreeConfig = field(default_factory=TrainingFreeConfig)
     network: InferenceConfig = field(default_factory=InferenceConfig)
+    consensus: ConsensusConfig = field(default_factory=ConsensusConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +57,7 @@ class SharedConfig:
 def load_segmenter(name: str | Path, config: SegmentationConfig | None = None) -> Segmenter:
     """The segmenter of this name: training-free, default or the path of a checkpoint.
 
+    A network works together with the training-free segmenter unless the settings say otherwise.
     Raises InputError for a name or file that does not exist, and for a file that does not hold a
     network for instances with the settings of its training.
     """
@@ -61,13 +70,17 @@ def load_segmenter(name: str | Path, config: SegmentationConfig | None = None) -
                 f"segmenter: expected {TRAINING_FREE}, {SHIPPED} or the file of a checkpoint, got "
                 f"'{name}', which is not there"
             )
-        return NetworkSegmenter(Path(name), config.network)
-    if not SHIPPED_CHECKPOINT.exists():
+        path = Path(name)
+    elif SHIPPED_CHECKPOINT.exists():
+        path = SHIPPED_CHECKPOINT
+    else:
         raise InputError(
             f"segmenter {SHIPPED}: {SHIPPED_CHECKPOINT} is not there: train it with the recipe "
             f"training/recipes/unscene3d_rooms.sh, or use {TRAINING_FREE}"
         )
-    return NetworkSegmenter(SHIPPED_CHECKPOINT, config.network)
+    if not config.consensus.training_free_share:
+        return NetworkSegmenter(path, config.network)
+    return ConsensusSegmenter(path, config)
 
 
 class NetworkSegmenter:
@@ -106,6 +119,32 @@ class NetworkSegmenter:
     def segment(self, mesh: Mesh, segments: Segments, keyframes: Sequence[Frame] = ()) -> Instances:
         """Instances by falling score; the network sees the mesh alone, not the keyframes."""
         return infer(self._network, self.voxels, mesh, segments, self.config)
+
+
+class ConsensusSegmenter:
+    """A network and the training-free segmenter, each of which knows what the other does not.
+
+    Raises InputError as NetworkSegmenter does.
+    """
+
+    def __init__(self, checkpoint_path: Path, config: SegmentationConfig | None = None) -> None:
+        config = config or SegmentationConfig()
+        self.config = config.consensus
+        self._network = NetworkSegmenter(checkpoint_path, replace(config.network, min_score=0.0))
+        self._training_free = TrainingFreeSegmenter(replace(config.training_free, min_score=0.0))
+        self.oversegmentation = self._network.oversegmentation
+
+    def __str__(self) -> str:
+        return f"{self._network}, with the {self._training_free} segmenter"
+
+    def segment(self, mesh: Mesh, segments: Segments, keyframes: Sequence[Frame] = ()) -> Instances:
+        """Instances by falling score; only the training-free segmenter looks at the keyframes."""
+        return agree(
+            self._network.segment(mesh, segments),
+            self._training_free.segment(mesh, segments, keyframes),
+            np.bincount(segments.of_vertex, minlength=segments.count),
+            self.config,
+        )
 
 
 def _shared_config(path: Path, settings: dict[str, Any]) -> SharedConfig:
