@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from points_on_a_line import on_points, truth_of
 
 from unscene_ros.evaluation import (
     GroundTruth,
     average_precision,
     carry_to_points,
     class_average_precision,
-    count_id_switches,
     evaluate,
     find_overlaps,
     mask_precision,
     match_clusters,
     read_ground_truth,
+    recall,
     semantic_counts,
     semantic_scores,
 )
@@ -27,15 +28,6 @@ from unscene_ros.scene import InputError, Instances, Mesh, Segments
 from unscene_ros.storage import Prediction
 
 VOID, STUFF = -1, -2
-
-
-def truth_of(*runs: tuple[int, int], semantic: list[tuple[int, int]] | None = None) -> GroundTruth:
-    """Points 1 m apart on a line; runs of (instance, number of points), likewise the classes."""
-    instance = np.concatenate([np.full(count, label, np.int32) for label, count in runs])
-    points = np.zeros((len(instance), 3), np.float32)
-    points[:, 0] = np.arange(len(instance))
-    classes = semantic and np.concatenate([np.full(n, c, np.int32) for c, n in semantic])
-    return GroundTruth(points, instance, None if classes is None else classes)
 
 
 def overlaps_of(truth: GroundTruth, *masks, protocol="clean", class_ids=None):
@@ -49,13 +41,6 @@ def overlaps_of(truth: GroundTruth, *masks, protocol="clean", class_ids=None):
     )
     each_its_own = np.arange(len(truth.points), dtype=np.int32)
     return find_overlaps(instances, each_its_own, truth, protocol)
-
-
-def on_points(count, spans):
-    mask = np.zeros(count, bool)
-    for first, end in spans:
-        mask[first:end] = True
-    return mask
 
 
 def ap(truth, *masks, threshold=0.5, **options):
@@ -195,6 +180,17 @@ def test_mask_precision_is_the_share_of_masks_on_an_object():
     assert math.isnan(share) and count == 0
 
 
+def test_recall_is_the_share_of_the_objects_asked_for_that_are_found():
+    truth = truth_of((0, 200), (1, 200), (2, 99), (STUFF, 400))
+    masks = (0.9, [(0, 101)]), (0.8, [(200, 300)]), (0.7, [(400, 499)])
+    assert recall(overlaps_of(truth, *masks)) == 1 / 2  # object 1 by half only, object 2 too small
+    assert recall(overlaps_of(truth, *masks), threshold=0.4) == 1
+    assert recall(overlaps_of(truth)) == 0
+    assert math.isnan(recall(overlaps_of(truth_of((0, 99)), (0.9, [(0, 99)]))))
+    # A prediction that is too small to be judged finds nothing.
+    assert recall(overlaps_of(truth_of((0, 120)), (0.9, [(0, 99)]))) == 0
+
+
 def naive_average_precision(scenes, threshold, min_points):
     """The benchmark's rules one point at a time; scenes of (masks, scores, instance labels)."""
     judged, object_count = [], 0
@@ -235,9 +231,9 @@ def naive_average_precision(scenes, threshold, min_points):
         kept = [correct for score, correct in judged if score >= lowest]
         curve.append((sum(kept) / object_count, sum(kept) / len(kept)))
     area = 0.0
-    for i, (recall, precision) in enumerate(curve):
-        before = curve[i - 1][0] if i else recall
-        after = curve[i + 1][0] if i + 1 < len(curve) else recall
+    for i, (found, precision) in enumerate(curve):
+        before = curve[i - 1][0] if i else found
+        after = curve[i + 1][0] if i + 1 < len(curve) else found
         area += precision * (after - before) / 2
     return area if judged else 0.0
 
@@ -345,58 +341,6 @@ def test_a_truth_that_is_elsewhere_is_told(caplog):
         assert caplog.text == ""
         assert evaluate([(line_prediction([[1, 1, 0, 0]], [0.9]), elsewhere)])["ap"] == 0
     assert "no labelled point is within 5 cm" in caplog.text
-
-
-def map_so_far(reached, tracks):
-    """The first `reached` of 400 points on a line as a mesh; tracks of (id, first, end point)."""
-    mesh = Mesh(
-        np.column_stack([np.arange(reached), np.zeros((reached, 2))]).astype(np.float32),
-        np.zeros((0, 3), np.int32),
-        np.zeros((reached, 3), np.uint8),
-        np.zeros((reached, 3), np.float32),
-    )
-    each_its_own = Segments(np.arange(reached, dtype=np.int32), np.zeros((0, 2), np.int32), reached)
-    masks = [on_points(reached, [(first, end)]) for _, first, end in tracks]
-    instances = Instances(
-        np.array(masks, bool).reshape(len(tracks), reached),
-        np.ones(len(tracks), np.float32),
-        np.full(len(tracks), -1, np.int32),
-    )
-    return Prediction(mesh, each_its_own, instances, np.array([t[0] for t in tracks], np.int32))
-
-
-def switches(*maps, truth=TWO_OBJECTS):
-    return count_id_switches((map_so_far(*each) for each in maps), truth)
-
-
-def test_every_change_of_the_id_on_an_object_counts():
-    first, second = (0, 200), (200, 400)
-    maps = [(400, [(a, *first), (b, *second)]) for a, b in ((1, 2), (1, 3), (4, 2), (4, 2))]
-    assert switches(*maps) == {0: 1, 1: 2}
-
-
-def test_an_id_that_comes_back_after_a_gap_is_no_switch():
-    seen, missed = (400, [(1, 0, 200)]), (400, [])
-    assert switches(seen, missed, seen) == {0: 0}
-    assert switches(seen, missed, (400, [(2, 0, 200)])) == {0: 1}
-
-
-def test_the_id_on_an_object_is_that_of_the_best_instance_above_a_quarter():
-    both = (400, [(5, 0, 60), (6, 60, 200)])  # IoU 0.3 and 0.7
-    assert switches((400, [(6, 0, 200)]), both) == {0: 0}
-    assert switches((400, [(7, 0, 200)]), (400, [(8, 0, 50)])) == {0: 0}  # a quarter is not enough
-
-
-def test_only_points_that_the_map_has_reached_speak():
-    # 120 of the object's 200 points are there: all of them found, and none of object 1 yet.
-    assert switches((120, [(1, 0, 120)]), (400, [(2, 0, 200)])) == {0: 1}
-    # 99 points are no object yet.
-    assert switches((99, [(1, 0, 99)]), (400, [(2, 0, 200)])) == {0: 0}
-
-
-def test_without_maps_instances_or_objects_nothing_switches():
-    assert switches() == switches((0, []), (400, [])) == {}
-    assert switches((400, [(1, 0, 200)]), truth=truth_of((STUFF, 400))) == {}
 
 
 def test_semantic_scores_of_a_hand_made_case():

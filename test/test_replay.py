@@ -131,7 +131,22 @@ def test_the_same_recording_gives_the_same_files(bag, tmp_path, segmenter):
     assert len(hashes) == 1
 
 
-@pytest.mark.parametrize(("every", "calls"), [(0, 1), (5, 3), (100, 1)])
+def test_the_quality_of_every_map_is_kept_with_truth_and_only_then(bag, tmp_path, segmenter):
+    options = ReplayConfig(segment_every_frames=4)
+    assert replay(bag, tmp_path, CONFIG, options=options)["quality_over_time"] is None
+    truth = small_truth(tmp_path)
+    metrics = replay(bag, tmp_path, CONFIG, ground_truth=truth, options=options)
+    quality = metrics["quality_over_time"]
+    # Seconds of the recording, from its first frame to the 4th, 8th and 12th.
+    assert quality["curve"]["time_s"] == pytest.approx([0.6, 1.4, 2.2])
+    assert quality["curve"]["ap50"][-1] == metrics["evaluation"]["ap50"] == 1
+    assert [seen["object"] for seen in quality["objects"]] == [0, 1]
+    for seen in quality["objects"]:
+        assert (seen["found_after_s"], seen["id_switches"]) == (0, 0)
+        assert seen["share_under_one_id"] == 1
+
+
+@pytest.mark.parametrize(("every", "calls"), [(0, 1), (5, 3), (4, 3), (100, 1)])
 def test_the_map_is_segmented_as_often_as_asked_and_at_the_end(
     bag, tmp_path, segmenter, every, calls
 ):

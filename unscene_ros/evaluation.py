@@ -1,4 +1,4 @@
-"""Predictions against labelled points -> AP, id switches, semantic IoU: the only reader of truth.
+"""Predictions against labelled points -> AP, recall, semantic IoU; truth files are read here.
 
 Instance AP follows the rules of the ScanNet benchmark, class-agnostic unless told otherwise, and is
 counted on the labelled points, so it does not depend on the mesh that was predicted on.
@@ -8,7 +8,7 @@ Dai et al., "ScanNet", CVPR 2017; unsupervised matching: Kuhn, "The Hungarian me
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -235,6 +235,21 @@ def class_average_precision(
     return float(np.mean(known)) if known else float("nan")
 
 
+def recall(scene: Overlaps, threshold: float = 0.5, min_points: int = MIN_POINTS) -> float:
+    """Share of the objects asked for that are found; NaN when there is none."""
+    asked = scene.object_sizes >= min_points
+    found = found_objects(scene, threshold, min_points)
+    return float(found[asked].mean()) if asked.any() else float("nan")
+
+
+def found_objects(
+    scene: Overlaps, threshold: float = 0.5, min_points: int = MIN_POINTS
+) -> np.ndarray:
+    """(G,) bool: objects whose IoU with some prediction of `min_points` points is above."""
+    above = scene.iou()[scene.sizes >= min_points] > threshold
+    return np.any(above, axis=0)
+
+
 def mask_precision(scenes: Sequence[Overlaps], threshold: float = 0.5) -> tuple[float, int]:
     """(share of all predictions whose IoU with some object is above the threshold, their number).
 
@@ -271,7 +286,7 @@ def evaluate(
         **_three_figures(average_precision, scenes, grid),
         "objects": sum(int((scene.object_sizes >= MIN_POINTS).sum()) for scene in scenes),
         "predictions": prediction_count,
-        "mask_precision": _or_none(precision),
+        "mask_precision": or_none(precision),
         "classes": _three_figures(class_average_precision, scenes, grid) if has_classes else None,
     }
 
@@ -280,44 +295,15 @@ def _three_figures(
     measure: Callable[[Sequence[Overlaps], float], float], scenes: Sequence[Overlaps], grid: Grid
 ) -> dict[str, float | None]:
     return {
-        "ap": _or_none(float(np.mean([measure(scenes, overlap) for overlap in OVERLAPS[grid]]))),
-        "ap50": _or_none(measure(scenes, 0.5)),
-        "ap25": _or_none(measure(scenes, 0.25)),
+        "ap": or_none(float(np.mean([measure(scenes, overlap) for overlap in OVERLAPS[grid]]))),
+        "ap50": or_none(measure(scenes, 0.5)),
+        "ap25": or_none(measure(scenes, 0.25)),
     }
 
 
-def _or_none(value: float) -> float | None:
+def or_none(value: float) -> float | None:
     """JSON has no NaN."""
     return None if np.isnan(value) else value
-
-
-def count_id_switches(
-    maps: Iterable[Prediction], truth: GroundTruth, overlap: float = 0.25
-) -> dict[int, int]:
-    """{object: how often its track id changed} over successive maps of one place.
-
-    An object's id in a map is that of the instance with the largest IoU with it, if above
-    `overlap`, on the points that the map has reached. An object without an id keeps the last one,
-    and one that never had an id is not in the result; objects of less than MIN_POINTS points do not
-    count yet. A switch is defined as by Bernardin and Stiefelhagen, "CLEAR MOT", 2008.
-    """
-    last_id: dict[int, int] = {}
-    switches: dict[int, int] = {}
-    for prediction in maps:
-        segment_of_point = carry_to_points(prediction, truth.points)
-        reached = segment_of_point >= 0
-        so_far = GroundTruth(truth.points[reached], truth.instance[reached])
-        overlaps = find_overlaps(prediction.instances, segment_of_point[reached], so_far, "clean")
-        iou = overlaps.iou()
-        iou[:, overlaps.object_sizes < MIN_POINTS] = 0
-        objects = np.unique(so_far.instance[so_far.instance >= 0])
-        for column in np.flatnonzero((iou > overlap).any(axis=0)):
-            best = int(iou[:, column].argmax())
-            instance, track_id = int(objects[column]), int(prediction.track_ids[best])
-            changed = last_id.get(instance, track_id) != track_id
-            switches[instance] = switches.get(instance, 0) + changed
-            last_id[instance] = track_id
-    return switches
 
 
 @dataclass(frozen=True, slots=True)

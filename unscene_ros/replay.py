@@ -27,6 +27,7 @@ from unscene_ros.keyframes import Keyframes
 from unscene_ros.latency import Latency
 from unscene_ros.pipeline import PipelineConfig, segment_mesh
 from unscene_ros.provenance import peak_memory_mb, provenance
+from unscene_ros.quality_over_time import QualityOverTime
 from unscene_ros.recordings import Recording, RecordingTopics, open_recording
 from unscene_ros.report import write_report
 from unscene_ros.scene import Frame, InputError
@@ -66,16 +67,26 @@ class ReplayConfig:
 class _Run:
     """The stages with their state, as a live system has them."""
 
-    def __init__(self, config: PipelineConfig, segmenter: Segmenter) -> None:
+    def __init__(
+        self, config: PipelineConfig, segmenter: Segmenter, truth: GroundTruth | None
+    ) -> None:
         self.volume = TsdfVolume(config.fusion)
         self.keyframes = Keyframes(config.keyframes)
         self.tracker = InstanceTracker(config.tracking)
         self.segmenter = segmenter
         self.latency = Latency()
         self.track_ids: set[int] = set()
+        self.quality = QualityOverTime(truth) if truth else None
+        self._first_stamp_ns: int | None = None
+        self._recorded_s = 0.0  # from the first frame to the newest
+        self._newest: Prediction | None = None  # of the map as it is
 
     def add(self, frame: Frame) -> None:
         """Fuses one frame."""
+        self._newest = None
+        if self._first_stamp_ns is None:
+            self._first_stamp_ns = frame.stamp_ns
+        self._recorded_s = (frame.stamp_ns - self._first_stamp_ns) / 1e9
         with self.latency.measure("fusion"):
             used = self.volume.integrate(frame) is not None
         if used:
@@ -83,7 +94,9 @@ class _Run:
                 self.keyframes.offer(frame)
 
     def update(self, output: Path) -> Prediction:
-        """Segments the map so far; if that fails, its mesh at least is kept in `output`."""
+        """Segments the map so far, once; if that fails, its mesh at least is kept in `output`."""
+        if self._newest:
+            return self._newest
         with self.latency.measure("meshing"):
             mesh = self.volume.extract_mesh()
         try:
@@ -96,7 +109,11 @@ class _Run:
             write_mesh(output / MESH_FILE, mesh)
             raise
         self.track_ids.update(track_ids.tolist())
-        return Prediction(mesh, segments, instances, track_ids)
+        self._newest = Prediction(mesh, segments, instances, track_ids)
+        if self.quality:
+            # As on a machine that takes no time.
+            self.quality.add(self._newest, self._recorded_s, self._recorded_s)
+        return self._newest
 
 
 def replay(
@@ -121,7 +138,7 @@ def replay(
     prepare_output_folder(output)
     truth = read_ground_truth(ground_truth) if ground_truth else None
     recording = open_recording(recording_path, options.topics, options.synchronization)
-    run = _Run(config, load_segmenter(segmenter_name, config.segmentation))
+    run = _Run(config, load_segmenter(segmenter_name, config.segmentation), truth)
     failure = _feed(run, recording, options, output)
     dropped = dict(Counter(recording.dropped) + run.volume.dropped)
     if not run.volume.frames:
@@ -137,6 +154,7 @@ def replay(
         **_map_metrics(prediction, run.latency),
         "tracks": len(run.track_ids),
         "evaluation": evaluation,
+        "quality_over_time": run.quality.figures() if run.quality else None,
         "replay": to_dict(options),
         **_run_metrics(config, seed, started),
         "error": _sentence(failure),

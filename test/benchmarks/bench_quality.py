@@ -27,11 +27,12 @@ from training.baselines.felzenszwalb import felzenszwalb_instances
 from training.baselines.hdbscan import hdbscan_instances
 from training.scans.rooms import HELD_OUT_SEEDS, RoomConfig, make_room
 from training.scans.small_house import write_small_house
-from unscene_ros.evaluation import GroundTruth, count_id_switches, evaluate, read_ground_truth
+from unscene_ros.evaluation import GroundTruth, evaluate, read_ground_truth
 from unscene_ros.fusion import TsdfVolume
 from unscene_ros.inference import InferenceConfig
 from unscene_ros.keyframes import Keyframes
 from unscene_ros.pipeline import PipelineConfig, segment_mesh
+from unscene_ros.quality_over_time import count_id_switches
 from unscene_ros.recordings import open_recording
 from unscene_ros.scene import Frame, Instances, Mesh, Segments
 from unscene_ros.segmentation import SHIPPED_CHECKPOINT, NetworkSegmenter
