@@ -141,6 +141,19 @@ def test_a_network_shows_its_whole_ranked_list(library, tmp_path):
     assert every["origin"]["settings"]["min_score"] == 0
 
 
+def test_a_network_works_together_with_the_training_free_segmenter(library, tmp_path):
+    path = tmp_path / "network.safetensors"
+    write_network(path)
+    rows = (
+        f"both=consensus:{path}",
+        f"free=consensus:{path} consensus.training_free_share=1 consensus.max_overlap=1",
+    )
+    both, free = table(library, tmp_path, *rows)["rows"]
+    assert both["predictions"] > 0 and both["origin"]["settings"]["consensus"]["min_score"] == 0
+    assert both["origin"]["checkpoint"] == file_hash(path)
+    assert free["ap25"] == 1  # two boxes on a floor
+
+
 def test_all_rounds_are_rows_and_only_the_one_that_the_run_ended_with_is_the_result(
     library, tmp_path
 ):

@@ -28,12 +28,20 @@ from training.scans.library import Scan
 from training.unscene3d.pseudo_masks import KIND, STEP, find_pseudo_masks
 from training.unscene3d.recipe import recipe
 from training.unscene3d.train import CHECKPOINT_FILE
+from unscene_ros.consensus import ConsensusConfig
 from unscene_ros.inference import InferenceConfig
 from unscene_ros.keyframes import KeyframeConfig, Keyframes
 from unscene_ros.models.checkpoint import load_checkpoint
 from unscene_ros.pipeline import segment_mesh
 from unscene_ros.scene import Frame, InputError, Instances, Mesh, Segments
-from unscene_ros.segmentation import SHIPPED, SHIPPED_CHECKPOINT, NetworkSegmenter
+from unscene_ros.segmentation import (
+    SHIPPED,
+    SHIPPED_CHECKPOINT,
+    ConsensusSegmenter,
+    NetworkSegmenter,
+    SegmentationConfig,
+    Segmenter,
+)
 from unscene_ros.settings import from_assignments, from_dict, to_dict
 from unscene_ros.storage import Prediction
 from unscene_ros.training_free import TrainingFreeConfig, TrainingFreeSegmenter
@@ -41,6 +49,7 @@ from unscene_ros.training_free import TrainingFreeConfig, TrainingFreeSegmenter
 METHODS = """\
 training-free                  the segmenter that needs no training
 checkpoint:PATH                a trained network; checkpoint:default is that of the package
+consensus:PATH                 a network and the training-free segmenter together, as on the robot
 rounds:RUN                     the network of each round of a self-training run
 pseudo_masks:RECIPE            masks that training.unscene3d.pseudo_masks has made by this recipe
 euclidean_clusters, felzenszwalb, hdbscan    baselines on the mesh
@@ -99,9 +108,9 @@ def parse_rows(text: str) -> list[Row]:
     kind, _, argument = kind.partition(":")
     if kind == "rounds":
         return _rounds(name, method, Path(argument), assignments)
-    if kind == "checkpoint":
+    if kind in ("checkpoint", "consensus"):
         path = SHIPPED_CHECKPOINT if argument == SHIPPED else Path(argument)
-        prepare, origin = _network(path, assignments)
+        prepare, origin = (_network if kind == "checkpoint" else _consensus)(path, assignments)
     elif kind == "pseudo_masks":
         prepare, origin = _pseudo_masks(argument, assignments)
     elif kind == "training-free":
@@ -171,16 +180,22 @@ def _training_free(assignments: list[str]) -> tuple[Callable[[], Find], dict[str
         TrainingFreeConfig, from_assignments(assignments), base=TrainingFreeConfig(min_score=0)
     )
 
-    def prepare() -> Find:
-        segmenter = TrainingFreeSegmenter(config)
+    return lambda: _with_pictures(TrainingFreeSegmenter(config)), {"settings": to_dict(config)}
 
-        def find(scan: Scan, mesh: Mesh) -> Found:
-            keyframes = robot_keyframes(scan)
-            return _timed(mesh, lambda: segment_mesh(mesh, segmenter, keyframes))
 
-        return find
+def _consensus(path: Path, assignments: list[str]) -> tuple[Callable[[], Find], dict[str, Any]]:
+    everything = SegmentationConfig(consensus=ConsensusConfig(min_score=0))
+    config = from_dict(SegmentationConfig, from_assignments(assignments), base=everything)
+    origin = {"settings": to_dict(config), "checkpoint": file_hash(path)}
+    return lambda: _with_pictures(ConsensusSegmenter(path, config)), origin
 
-    return prepare, {"settings": to_dict(config)}
+
+def _with_pictures(segmenter: Segmenter) -> Find:
+    def find(scan: Scan, mesh: Mesh) -> Found:
+        keyframes = robot_keyframes(scan)
+        return _timed(mesh, lambda: segment_mesh(mesh, segmenter, keyframes))
+
+    return find
 
 
 def _baseline(kind: str, assignments: list[str]) -> tuple[Callable[[], Find], dict[str, Any]]:
