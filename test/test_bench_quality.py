@@ -46,18 +46,21 @@ def test_the_peer_is_the_method_to_beat_that_is_best_in_that_figure():
         "felzenszwalb": figures(0.1, 0.4, 0.0),
         "hdbscan": figures(0.2, 0.1, 0.0),
         "euclidean_clusters": figures(0.1, 0.1, 0.0),
+        "default": figures(0.2, 0.55, 0.7),
         "default_checkpoint": figures(0.6, 0.55, 0.8),
     }
     rows = {row["name"]: row for row in bench_quality.compared(of_method, "rooms", 10)}
-    assert len(rows) == 18
+    assert len(rows) == 21
     ap, ap50, ap25 = (rows[f"{name}_training_free_rooms"] for name in ("ap", "ap50", "ap25"))
     assert (ap["peer"], ap["peer_value"], ap["ratio"]) == ("hdbscan", 0.2, pytest.approx(1.5))
     assert (ap50["peer"], ap50["peer_value"]) == ("felzenszwalb", 0.4)
     assert (ap25["peer_value"], ap25["ratio"]) == (0, None)
     assert rows["ap_pseudo_masks_rooms"]["ratio"] == pytest.approx(2)
-    trained = rows["ap50_default_checkpoint_rooms"]  # the peer is the better list without training
+    # The peer is the same kind of list without training.
+    trained, shown = rows["ap50_default_checkpoint_rooms"], rows["ap50_default_rooms"]
     assert (trained["peer"], trained["peer_value"]) == ("pseudo masks", 0.6)
     assert trained["ratio"] == pytest.approx(0.55 / 0.6)
+    assert (shown["peer"], shown["peer_value"]) == ("training free", 0.5)
     assert (rows["ap50_felzenszwalb_rooms"]["value"], rows["ap50_hdbscan_rooms"]["peer"]) == (
         0.4,
         None,
@@ -83,7 +86,7 @@ def test_without_a_network_its_rows_are_left_out_after_all_others(monkeypatch, t
     monkeypatch.setattr(bench_quality, "room_rows", lambda *_: iter([{"name": "a row"}]))
     rows = bench_quality.rows([])
     assert next(rows) == {"name": "a row"}
-    with pytest.raises(LeftOut, match=r"default_checkpoint_\*: no .*none.*; .*small_house"):
+    with pytest.raises(LeftOut, match=r"default_\*: no .*none.*; .*small_house"):
         next(rows)
 
 
@@ -96,7 +99,7 @@ def test_a_room_and_a_house_give_every_row(monkeypatch, tmp_path):
     config = RoomConfig(image_width=96, image_height=72, frame_count=8)
     rows = {row["name"]: row for row in bench_quality.rows([100], config)}
     for place in ("rooms", "small_house"):
-        for method in (*bench_quality.METHODS, "default_checkpoint"):
+        for method in (*bench_quality.METHODS, *bench_quality.TRAINED):
             for name in ("ap", "ap50", "ap25"):
                 assert 0 <= rows[f"{name}_{method}_{place}"]["value"] <= 1
             assert rows[f"seconds_{method}_{place}"]["value"] > 0
