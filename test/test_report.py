@@ -3,62 +3,15 @@
 import base64
 import json
 import re
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
+from small_report import METRICS, empty_prediction, frame, two_tiles
 
 from unscene_ros import report
 from unscene_ros.report import write_report
-from unscene_ros.scene import Camera, Frame, InputError, Instances, Mesh, Segments
+from unscene_ros.scene import InputError, Mesh
 from unscene_ros.storage import Prediction
-
-METRICS = {
-    "recording": "room </script><b>",
-    "segmenter": "training-free",
-    "frames": {"read": 12, "used": 10, "dropped": {"no depth in range": 2}},
-    "map": {"vertices": 400, "segments": 4},
-    "instances": 2,
-    "latency_ms": {"fusion": {"p50": 12.5, "p95": 20.0, "max": 31.0}},
-    "evaluation": None,
-    "settings": {"fusion": {"voxel_size_m": 0.04}},
-}
-
-
-def two_tiles(side: int = 10) -> Prediction:
-    """Flat squares of `side`² vertices, 1 m apart in y: segments 0 and 1, one instance each."""
-    x, y = np.meshgrid(np.arange(side) * 0.1, np.arange(side) * 0.1)
-    tile = np.stack((x.ravel(), y.ravel(), np.zeros(side * side)), 1)
-    corner = (np.arange(side - 1)[:, None] * side + np.arange(side - 1)).ravel()
-    upper = np.stack((corner, corner + 1, corner + side + 1), 1)
-    lower = np.stack((corner, corner + side + 1, corner + side), 1)
-    faces = np.concatenate((upper, lower))
-    vertices = np.concatenate((tile, tile + np.array([0, side * 0.1 + 1, 0]))).astype(np.float32)
-    count = len(vertices)
-    mesh = Mesh(
-        vertices,
-        np.concatenate((faces, faces + side * side)).astype(np.int32),
-        np.full((count, 3), (10, 20, 30), np.uint8),
-        np.tile(np.array([0, 0, 1], np.float32), (count, 1)),
-    )
-    of_vertex = np.repeat(np.array([0, 1], np.int32), side * side)
-    instances = Instances(
-        np.eye(2, dtype=bool), np.array([0.25, 0.75], np.float32), np.array([-1, 3], np.int32)
-    )
-    segments = Segments(of_vertex, np.zeros((0, 2), np.int32), 2)
-    return Prediction(mesh, segments, instances, np.array([7, 9], np.int32))
-
-
-def empty_prediction() -> Prediction:
-    segments = Segments(np.zeros(0, np.int32), np.zeros((0, 2), np.int32), 0)
-    return Prediction(Mesh.empty(), segments, Instances.empty(0), np.zeros(0, np.int32))
-
-
-def frame(world_from_camera: np.ndarray) -> Frame:
-    camera = Camera(64, 48, np.array([[60.0, 0, 32], [0, 60, 24], [0, 0, 1]]))
-    color = np.full((48, 64, 3), 200, np.uint8)
-    return Frame(0, camera, color, np.ones((48, 64), np.float32), world_from_camera)
 
 
 def data_of(path) -> dict:
@@ -166,45 +119,3 @@ def test_an_empty_run_and_a_point_cloud_have_reports_too(tmp_path):
 def test_a_report_that_cannot_be_written_is_an_input_error(tmp_path):
     with pytest.raises(InputError, match=r"report\.html"):
         write_report(tmp_path / "missing" / "report.html", METRICS, two_tiles())
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
-def test_in_a_browser_a_click_selects_and_colours_change(tmp_path):
-    received = {
-        "first_instances_s": 1.25,
-        "topics": {"/instances": {"messages": 3, "rate_hz": 1.0, "latency_ms": None}},
-    }
-    path = tmp_path / "report.html"
-    write_report(path, METRICS, two_tiles(), [frame(np.diag([1.0, -1, -1, 1]))], received)
-    path.write_text(
-        path.read_text(encoding="utf-8")
-        + """<script>
-        const api = window.unsceneReport, canvas = document.getElementById("scene-canvas");
-        const picked = new Set();
-        for (let x = 5; x < canvas.clientWidth; x += 20)
-          for (let y = 5; y < canvas.clientHeight; y += 20) picked.add(api.pickAt(x, y));
-        api.selectInstance(1);
-        api.setColors("segment");
-        document.body.dataset.result = JSON.stringify(
-          [[...picked].sort(), api.selected(), api.colors(), document.title]);
-        </script>""",
-        encoding="utf-8",
-    )
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-quic", "--no-first-run"]
-    command += ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--dump-dom"]
-    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=3000"]
-    page = subprocess.run(
-        [*command, path.as_uri()], capture_output=True, encoding="utf-8", timeout=60, check=True
-    ).stdout
-    result = re.search(r'data-result="([^"]*)"', page).group(1).replace("&quot;", '"')
-    assert json.loads(result.replace("&lt;", "<").replace("&gt;", ">")) == [
-        [0, 1, None],
-        1,
-        "segment",
-        "room </script><b> · unscene report",
-    ]
-    assert "Instance 9</b>" in page and "0.90 × 0.00 × 0.90 m" in page
-    assert "No ground truth was given" in page
-    assert "First instances 1.3 s after the first frame" in page

@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from small_scan import small_frames
+from small_report import empty_prediction
+from small_scan import small_frames, small_truth
 
 from training.scans.to_bag import BagFormat, BagWriter, write_bag
 from unscene_ros.nodes.demo import __main__ as demo
-from unscene_ros.nodes.demo.live_run import LiveRun
+from unscene_ros.nodes.demo.live_run import LiveResult, LiveRun
 from unscene_ros.nodes.demo.node_process import LiveRunFailed
 from unscene_ros.nodes.demo.played_bag import PlayedBag
 from unscene_ros.scene import InputError
@@ -38,7 +39,8 @@ def children_of(pid):
 
 
 def test_a_recording_becomes_markers_and_a_report(bag, tmp_path, capsys):
-    assert demo.main([str(bag), "-o", str(tmp_path)]) == 0
+    truth = small_truth(tmp_path)
+    assert demo.main([str(bag), "-o", str(tmp_path), "--ground-truth", str(truth)]) == 0
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["frames"] == {"read": FRAMES, "used": FRAMES, "dropped": {}}
     assert metrics["instances"] >= 2
@@ -58,13 +60,61 @@ def test_a_recording_becomes_markers_and_a_report(bag, tmp_path, capsys):
         assert len(instances["masks"]) == len(set(instances["track_ids"])) == metrics["instances"]
     assert (tmp_path / "report.html").stat().st_size > 10_000
     assert f"{FRAMES} of {FRAMES} frames" in capsys.readouterr().out
+    check_that_it_stands_beside_a_replay(metrics, tmp_path)
     assert not children_of(os.getpid())
+
+
+def check_that_it_stands_beside_a_replay(metrics, output):
+    offline = json.loads((output / "offline" / "metrics.json").read_text())
+    assert metrics["offline"]["quality_over_time"] == offline["quality_over_time"]
+    live, replayed = metrics["quality_over_time"], offline["quality_over_time"]
+    assert live["summary"]["objects"] == replayed["summary"]["objects"] == 2
+    received = metrics["received"]["topics"]["/segmentation_node/instance_array"]["messages"]
+    assert live["summary"]["maps"] == received == len(live["curve"]["time_s"])
+    assert np.diff(live["curve"]["time_s"]).min(initial=1) > 0
+    for seen in live["objects"]:  # a live result comes after its picture
+        assert seen["found_after_s"] is None or seen["found_after_s"] > 0
+    beside = metrics["side_by_side"]
+    assert beside["drop_share"] == {"live": 0, "offline": 0, "gap": 0}
+    assert beside["ap50"]["live"] == metrics["evaluation"]["ap50"]
+    assert beside["ap50"]["gap"] == beside["ap50"]["live"] - beside["ap50"]["offline"]
+    assert not list(output.glob(".maps-*"))
+
+
+def test_the_live_run_is_written_when_the_replay_fails(bag, tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise InputError("replay: no memory left")
+
+    result = LiveResult(
+        prediction=empty_prediction(),
+        keyframes=[],
+        frames={"read": 3, "used": 2, "dropped": {"too slow": 1}},
+        latency_ms={},
+        memory_mb={"peak": 1.0},
+        tracks=0,
+        received={"first_instances_s": None, "topics": {}},
+    )
+    monkeypatch.setattr(demo, "_play", lambda *_: result)
+    monkeypatch.setattr(demo, "compare_with_replay", fails)
+    truth = small_truth(tmp_path)
+    arguments = [str(bag), "-o", str(tmp_path / "out"), "--ground-truth", str(truth)]
+    assert demo.main(arguments) == demo.USER_MISTAKE
+    assert "no memory left" in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["frames"] == result.frames
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_bad_truth_is_told_before_anything_runs(bag, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(demo, "_play", lambda *_: pytest.fail("the nodes were started"))
+    arguments = [str(bag), "-o", str(tmp_path), "--ground-truth", str(tmp_path / "none.npz")]
+    assert demo.main(arguments) == demo.USER_MISTAKE
+    assert "none.npz: no such file" in capsys.readouterr().err
 
 
 def test_the_segmenter_of_the_demo_can_be_named(bag, tmp_path, monkeypatch):
     given = []
 
-    def live_run(_bag, _log_folder, _rate, parameters):
+    def live_run(_bag, _log_folder, _rate, parameters, _maps):
         given.append(parameters)
         raise LiveRunFailed("seen enough")
 

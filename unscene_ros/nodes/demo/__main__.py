@@ -1,7 +1,8 @@
 """A recording through the live ROS 2 nodes: python -m unscene_ros.nodes.demo [BAG] [-o DIR].
 
 The nodes run as processes that talk over DDS; what a subscriber received is written to DIR as
-mesh.ply, instances.npz, metrics.json and report.html.
+mesh.ply, instances.npz, metrics.json and report.html. With --ground-truth GT.npz it is judged, and
+stands beside a replay of the same recording that takes all the time it needs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from unscene_ros.evaluation import read_ground_truth
 from unscene_ros.nodes.conversions import mesh_from_msg
 from unscene_ros.nodes.demo.live_listener import MARKERS, LiveListener
 from unscene_ros.nodes.demo.live_run import LiveResult, LiveRun
 from unscene_ros.nodes.demo.node_process import LiveRunFailed
 from unscene_ros.nodes.demo.played_bag import PlayedBag
+from unscene_ros.nodes.demo.received_maps import ReceivedMaps
+from unscene_ros.nodes.demo.side_by_side import compare_with_replay
 from unscene_ros.pipeline import PipelineConfig
 from unscene_ros.provenance import provenance
 from unscene_ros.report import write_report
@@ -40,18 +45,46 @@ FAILED, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 
 
 def run_demo(
-    recording: Path, output: Path, rate: float = 1.0, segmenter: str = DEFAULT_SEGMENTER
+    recording: Path,
+    output: Path,
+    rate: float = 1.0,
+    segmenter: str = DEFAULT_SEGMENTER,
+    ground_truth: Path | None = None,
 ) -> dict[str, Any]:
     """Plays a bag into the live nodes, writes the four files and returns the metrics.
 
     segmenter: as parameter `checkpoint` of the segmentation node.
-    Raises InputError for a bag that cannot be played and LiveRunFailed when the nodes fail.
+    ground_truth: labelled points (.npz) in the recording's world; every map is judged by them, and
+    so is a replay of the recording, written to `output`/offline.
+    Raises InputError for a bag that cannot be played or a bad truth, and LiveRunFailed when the
+    nodes fail. What the live run gave is written even when the replay fails.
     """
     prepare_output_folder(output / "logs")
+    if ground_truth:
+        read_ground_truth(ground_truth)  # a mistake in it is told before the run, not after it
     bag = PlayedBag.open(recording)
-    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix=".maps-", dir=output) as folder:
+        maps = ReceivedMaps(Path(folder))
+        started = time.monotonic()
+        result = _play(bag, output, rate, segmenter, maps if ground_truth else None)
+        metrics = _metrics(recording, segmenter, result, time.monotonic() - started)
+        save_prediction(output, result.prediction)
+        try:
+            if ground_truth:
+                metrics |= compare_with_replay(
+                    recording, ground_truth, result, maps, segmenter, output / "offline"
+                )
+        finally:
+            _write_figures(output, metrics, result)
+    return metrics
+
+
+def _play(
+    bag: PlayedBag, output: Path, rate: float, segmenter: str, maps: ReceivedMaps | None
+) -> LiveResult:
+    """The live run, with a progress bar; when it fails, the map that came is kept in `output`."""
     parameters = {"segmentation_node": {"checkpoint": segmenter}}
-    with LiveRun(bag, output / "logs", rate, parameters) as run, _progress() as progress:
+    with LiveRun(bag, output / "logs", rate, parameters, maps) as run, _progress() as progress:
         task = progress.add_task("starting", total=bag.depth_pictures)
 
         def show(listener: LiveListener) -> None:
@@ -60,19 +93,19 @@ def run_demo(
             progress.update(task, completed=frames["used"], description=f"{found} objects")
 
         try:
-            result = run.play(show)
+            return run.play(show)
         except BaseException:
-            if run.listener.mesh is not None:  # what came is kept, whatever went wrong
+            if run.listener.mesh is not None:
                 write_mesh(output / MESH_FILE, mesh_from_msg(run.listener.mesh))
             raise
-    metrics = _metrics(recording, segmenter, result, time.monotonic() - started)
-    save_prediction(output, result.prediction)
+
+
+def _write_figures(output: Path, metrics: dict[str, Any], result: LiveResult) -> None:
     with whole_file(output / "metrics.json") as file:
         file.write(json.dumps(metrics, indent=2).encode())
     write_report(
         output / "report.html", metrics, result.prediction, result.keyframes, result.received
     )
-    return metrics
 
 
 def _metrics(
@@ -92,6 +125,7 @@ def _metrics(
         "duration_s": duration_s,
         "received": result.received,
         "evaluation": None,
+        "quality_over_time": None,
         "settings": to_dict(config),
         "settings_hash": settings_hash(config),
         "seed": 0,
@@ -120,7 +154,20 @@ def _summary(metrics: dict[str, Any], output: Path) -> str:
     ]
     if late := markers["latency_ms"]:
         lines.append(f"picture to markers: median {late['p50']:.0f} ms, p95 {late['p95']:.0f} ms")
+    if metrics["evaluation"]:
+        live, offline = (
+            each["quality_over_time"]["summary"] for each in (metrics, metrics["offline"])
+        )
+        lines.append(
+            f"AP50 of all maps: {_percent(live['mean_ap50'])} live, "
+            f"{_percent(offline['mean_ap50'])} offline; found {live['found']} and "
+            f"{offline['found']} of {offline['objects']} objects"
+        )
     return "\n".join([*lines, f"report: {output / 'report.html'}"])
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,6 +177,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("bag", nargs="?", type=Path, default=BUNDLED_RECORDING)
     parser.add_argument("-o", "--output", type=Path, default=Path("output/demo"))
+    parser.add_argument(
+        "--ground-truth", type=Path, metavar="GT.npz", help="labelled points, to judge every map"
+    )
     parser.add_argument("--rate", type=float, default=1.0, help="2 plays twice as fast")
     parser.add_argument(
         "--segmenter",
@@ -140,7 +190,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     try:
-        metrics = run_demo(options.bag, options.output, options.rate, options.segmenter)
+        metrics = run_demo(
+            options.bag, options.output, options.rate, options.segmenter, options.ground_truth
+        )
     except InputError as error:
         print(f"demo: {error}", file=sys.stderr)
         return USER_MISTAKE

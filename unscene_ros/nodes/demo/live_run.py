@@ -15,10 +15,10 @@ from typing import Any
 import rclpy
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 
-from unscene_ros.nodes.conversions import instances_from_msg, keyframe_from_msg, mesh_from_msg
 from unscene_ros.nodes.demo.live_listener import MARKERS, MESH, LiveListener
 from unscene_ros.nodes.demo.node_process import LiveRunFailed, NodeProcess
 from unscene_ros.nodes.demo.played_bag import PlayedBag
+from unscene_ros.nodes.demo.received_maps import ReceivedMaps
 from unscene_ros.scene import Frame
 from unscene_ros.storage import Prediction
 
@@ -51,8 +51,9 @@ class LiveRun:
         log_folder: Path,
         rate: float = 1.0,
         parameters: dict[str, dict[str, Any]] | None = None,
+        maps: ReceivedMaps | None = None,
     ) -> None:
-        """`parameters`: by node, over the defaults."""
+        """`parameters`: by node, over the defaults; `maps`: gets every segmented map."""
         self._bag = bag
         self._log_folder = log_folder
         self._rate = rate
@@ -62,7 +63,7 @@ class LiveRun:
         self._environment = _environment()
         rclpy.init(domain_id=int(self._environment["ROS_DOMAIN_ID"]))
         self._executor = SingleThreadedExecutor()
-        self.listener = LiveListener(bag.depth_info_topic)
+        self.listener = LiveListener(bag.depth_info_topic, maps)
         self._executor.add_node(self.listener)
 
     def __enter__(self) -> LiveRun:
@@ -158,15 +159,13 @@ class LiveRun:
                 f"no instances were published; of {frames['read']} frames {frames['used']} were "
                 f"used, dropped were {frames['dropped']}: see the logs in {self._log_folder}"
             )
-        segments, instances, track_ids = instances_from_msg(listener.instances)
-        mesh = mesh_from_msg(listener.segmented_mesh)
         nodes = [listener.diagnostics.get(n, {}) for n in ("fusion_node", "segmentation_node")]
         received = listener.received()
         received["stamp_to_marker_ms"] = received["topics"][MARKERS]["latency_ms"]
         received["drop_share"] = 1 - frames["used"] / frames["read"]
         return LiveResult(
-            prediction=Prediction(mesh, segments, instances, track_ids),
-            keyframes=[keyframe_from_msg(message) for message in listener.keyframes],
+            prediction=listener.prediction(),
+            keyframes=listener.keyframes.frames,
             frames=frames,
             latency_ms={stage: v for node in nodes for stage, v in node["latency_ms"].items()},
             memory_mb={"peak": sum(node["memory_mb"]["peak"] for node in nodes)},
