@@ -250,7 +250,7 @@ def test_direction_cells_equal_their_naive_twin():
 )
 def test_settings_without_meaning_name_the_setting(change):
     with pytest.raises(InputError, match=f"image_features.{next(iter(change))}"):
-        load_image_features(ImageFeaturesConfig(**change))
+        ImageFeaturesConfig(**change)
 
 
 def test_the_default_provider_does_not_import_torch():

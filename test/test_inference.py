@@ -245,7 +245,7 @@ def test_nothing_seen_is_no_instance():
         ({"min_agreement": -1}, "min_agreement"),
         ({"min_area_m2": -0.1}, "min_area_m2"),
         ({"threads": -1}, "threads"),
-        ({"crop_m": 0.0, "crop_overlap_m": 0.0}, "crop_overlap_m"),
+        ({"crop_m": 0.0, "crop_overlap_m": 0.0}, "crop_m"),
         ({"crop_m": 4.0, "crop_overlap_m": 2.1}, "crop_overlap_m"),
     ],
 )

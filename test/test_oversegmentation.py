@@ -280,7 +280,7 @@ def test_faces_without_area_are_normal_input(rule):
 )
 def test_settings_without_meaning_name_the_setting(change):
     with pytest.raises(InputError, match=f"oversegmentation.{next(iter(change))}"):
-        oversegment(Mesh.empty(), OversegmentationConfig(**change))
+        OversegmentationConfig(**change)
 
 
 def segments_of(ids):

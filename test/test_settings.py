@@ -1,5 +1,7 @@
 """Settings files hold differences to the defaults; whatever is not a setting is refused by name."""
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -8,12 +10,15 @@ import yaml
 
 from unscene_ros.scene import InputError
 from unscene_ros.settings import (
+    check_ranges,
     from_assignments,
     from_dict,
     merged,
+    range_of,
     read_yaml,
     settings_hash,
     to_dict,
+    within,
 )
 
 
@@ -123,6 +128,43 @@ def test_unknown_key_suggests_the_nearest(values, message):
 def test_value_of_another_type_is_refused_with_its_path(key, value, message):
     with pytest.raises(InputError, match=f"setting 'fusion.{key}': {message}"):
         from_dict(PipelineConfig, {"fusion": {key: value}})
+
+
+@pytest.mark.parametrize(("text", "value"), [("5e-4", 5e-4), ("1E3", 1e3), ("-2.5e+1", -25.0)])
+def test_a_number_may_have_an_exponent(text, value):
+    config = from_dict(PipelineConfig, from_assignments([f"fusion.voxel_size_m={text}"]))
+    assert config.fusion.voxel_size_m == value
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    share: float = within(0.5, 0, 1)
+    count: int = within(3, 1)
+    name: str = "any"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "limits")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"share": 1.01}, r"limits\.share: expected 0\.\.1, got 1\.01"),
+        ({"share": float("nan")}, r"limits\.share: expected 0\.\.1, got nan"),
+        ({"count": 0}, r"limits\.count: expected 1 or more, got 0"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_with_the_range(wrong, message):
+    assert Limits(share=0, count=1) and Limits(share=1, count=10**9)
+    with pytest.raises(InputError, match=message):
+        Limits(**wrong)
+    with pytest.raises(InputError, match=message):
+        from_dict(Limits, wrong)
+
+
+def test_a_field_knows_its_range():
+    ranges = {field.name: range_of(field) for field in dataclasses.fields(Limits)}
+    assert ranges == {"share": (0, 1), "count": (1, math.inf), "name": None}
 
 
 def test_section_that_holds_a_plain_value_is_refused():

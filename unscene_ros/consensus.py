@@ -13,29 +13,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from unscene_ros.inference import first_of_equals, overlaps
-from unscene_ros.scene import InputError, Instances
+from unscene_ros.scene import Instances
+from unscene_ros.settings import check_ranges, within
 
 
 @dataclass(frozen=True, slots=True)
 class ConsensusConfig:
     """How a network and the training-free segmenter find instances together."""
 
-    training_free_share: float = 0.6  # of a score, the rest is the network's; 0: it works alone
-    max_overlap: float = 0.6  # intersection over union of two instances, at most
-    min_score: float = 0.4  # lower ones are left out
-    max_instances: int = 200
+    # Of a score, the rest is the network's; 0: it works alone.
+    training_free_share: float = within(0.6, 0, 1)
+    max_overlap: float = within(0.6, 0, 1)  # intersection over union of two instances, at most
+    min_score: float = within(0.4, 0, 1)  # lower ones are left out
+    max_instances: int = within(200, 0)
 
     def __post_init__(self) -> None:
-        for name in ("training_free_share", "max_overlap", "min_score"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"segmentation.consensus.{name}: expected 0..1, got {getattr(self, name)}"
-                )
-        if self.max_instances < 0:
-            raise InputError(
-                "segmentation.consensus.max_instances: expected 0 or more, got "
-                f"{self.max_instances}"
-            )
+        check_ranges(self, "segmentation.consensus")
 
 
 def agree(

@@ -16,16 +16,21 @@ from scipy.spatial import cKDTree
 
 from unscene_ros.oversegmentation import pool_over_segments
 from unscene_ros.scene import Mesh, Segments
+from unscene_ros.settings import check_ranges, within
 
 
 @dataclass(frozen=True, slots=True)
 class ContrastConfig:
     """The difference in each cue that alone makes a contrast of 1; chosen on rooms 100 to 107."""
 
-    concavity_per_m: float = 20.0  # curvature of the crease; a convex one counts negative
-    color_difference: float = 36.0  # CIELAB distance of the mean colours
-    normal_difference: float = 1.9  # 1 - cos of the angle between the mean normals
-    image_difference: float = 2.0  # 1 - cos of the angle between the image features
+    # Curvature of the crease; a convex one counts negative.
+    concavity_per_m: float = within(20.0, 0.001)
+    color_difference: float = within(36.0, 0.001)  # CIELAB distance of the mean colours
+    normal_difference: float = within(1.9, 0.001)  # 1 - cos of the angle between the mean normals
+    image_difference: float = within(2.0, 0.001)  # 1 - cos of the angle between the image features
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "contrast")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,6 +19,7 @@ from numba import njit
 
 from unscene_ros.meshing import SurfaceVertices, join, surface_vertices
 from unscene_ros.scene import Frame, InputError, Mesh, check_array
+from unscene_ros.settings import check_ranges, within
 from unscene_ros.storage import whole_file
 from unscene_ros.voxel_blocks import (
     AXIS_OFFSET,
@@ -42,27 +43,31 @@ FILE_FORMAT = 1  # another number for each change of the arrays, the block or th
 class FusionConfig:
     """Settings of the map."""
 
-    voxel_size_m: float = 0.04
-    depth_min_m: float = 0.2  # nearer and farther readings are ignored
-    depth_max_m: float = 5.0
-    min_weight: int = 1  # a voxel seen less often belongs to no surface; more is cleaner, later
-    max_weight: int = 32  # about this many frames are averaged: fewer forget removed things sooner
-    min_component_triangles: int = 20  # smaller loose pieces of surface are noise
-    max_radius_m: float = 30.0  # blocks farther from the camera are dropped
-    max_megabytes: float = 1024.0  # of voxels; above it, the blocks not seen for longest go first
+    voxel_size_m: float = within(0.04, 0.001, 1)
+    depth_min_m: float = within(0.2, 0)  # nearer and farther readings are ignored
+    depth_max_m: float = within(5.0, 0)
+    # A voxel seen less often belongs to no surface; more is cleaner, later.
+    min_weight: int = within(1, 1)
+    # About this many frames are averaged: fewer forget removed things sooner.
+    max_weight: int = within(32, 1)
+    min_component_triangles: int = within(20, 0)  # smaller loose pieces of surface are noise
+    max_radius_m: float = within(30.0, 0)  # blocks farther from the camera are dropped
+    # Of voxels; above it, the blocks not seen for longest go first.
+    max_megabytes: float = within(1024.0, 32)
     device: Literal["auto", "cuda", "cpu"] = "auto"
 
     def __post_init__(self) -> None:
-        _check_order("voxel_size_m", 0.001, self.voxel_size_m, 1.0)
-        _check_order("depth_min_m", 0, self.depth_min_m, self.depth_max_m)
-        _check_order("min_weight", 1, self.min_weight, self.max_weight)
-        _check_order("depth_max_m", self.depth_min_m, self.depth_max_m, self.max_radius_m)
-        _check_order("max_megabytes", 32, self.max_megabytes, np.inf)
-
-
-def _check_order(name: str, least: float, value: float, most: float) -> None:
-    if not least <= value <= most:
-        raise InputError(f"fusion.{name}: expected {least}..{most}, got {value}")
+        check_ranges(self, "fusion")
+        for low, high in (
+            ("depth_min_m", "depth_max_m"),
+            ("depth_max_m", "max_radius_m"),
+            ("min_weight", "max_weight"),
+        ):
+            if getattr(self, low) > getattr(self, high):
+                raise InputError(
+                    f"fusion.{low}: expected at most {high}, {getattr(self, high)}, got "
+                    f"{getattr(self, low)}"
+                )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from numba import njit
 from scipy.sparse import coo_array
 
 from unscene_ros.oversegmentation import pool_over_segments
-from unscene_ros.scene import Frame, InputError, Mesh, Segments
+from unscene_ros.scene import Frame, Mesh, Segments
+from unscene_ros.settings import check_ranges, within
 
 FeatureProvider = Callable[[np.ndarray], np.ndarray]  # (H, W, 3) uint8 -> (h, w, C) float32
 
@@ -28,17 +29,20 @@ class ImageFeaturesConfig:
     """Which features are taken from the pictures, and which vertices count as seen."""
 
     provider: Literal["filters", "dino"] = "filters"  # filters need no download; dino means more
-    image_width: int = 256  # pictures are resized to this width and keep their shape
+    image_width: int = within(256, 1)  # pictures are resized to this width and keep their shape
     model: str = ""  # dino: local folder or hub id, such as facebook/dino-vits8
     facet: Literal["key", "query", "value", "token"] = "key"  # dino: what is taken from the block
     layer: int = -2  # dino: block, as a list index; -1 is the last
-    overlap: int = 2  # dino: patches per patch length; 1 is the model's own grid
+    overlap: int = within(2, 1, 16)  # dino: patches per patch length; 1 is the model's own grid
     normalization: Literal["imagenet", "half"] = "imagenet"  # dino: half is UnScene3D's
     device: Literal["auto", "cuda", "cpu"] = "auto"  # dino
     # A vertex is seen where its depth and the camera's differ by at most the larger of both.
-    depth_tolerance_m: float = 0.04
-    depth_tolerance_ratio: float = 0.02  # of the depth
-    border_px: int = 10  # nothing is taken from this margin of the frame
+    depth_tolerance_m: float = within(0.04, 0)
+    depth_tolerance_ratio: float = within(0.02, 0, 1)  # of the depth
+    border_px: int = within(10, 0)  # nothing is taken from this margin of the frame
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "image_features")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,11 +59,9 @@ class LiftedFeatures:
 def load_image_features(config: ImageFeaturesConfig | None = None) -> FeatureProvider:
     """The provider of `provider(color (H, W, 3) uint8 RGB) -> (h, w, C) float32`.
 
-    The h x w cells tile the picture. Raises InputError for settings without meaning and when a
-    model cannot be loaded.
+    The h x w cells tile the picture. Raises InputError when a model cannot be loaded.
     """
     config = config or ImageFeaturesConfig()
-    _check(config)
     if config.provider == "filters":
         return FilterFeatures(config.image_width)
     # torch takes seconds to import and is needed for this provider only.
@@ -74,19 +76,6 @@ def load_image_features(config: ImageFeaturesConfig | None = None) -> FeaturePro
         config.normalization,
         config.device,
     )
-
-
-def _check(config: ImageFeaturesConfig) -> None:
-    for name in ("image_width", "overlap"):
-        if not getattr(config, name) > 0:
-            raise InputError(
-                f"image_features.{name}: expected more than 0, got {getattr(config, name)}"
-            )
-    for name in ("depth_tolerance_m", "depth_tolerance_ratio", "border_px"):
-        if not getattr(config, name) >= 0:
-            raise InputError(
-                f"image_features.{name}: expected 0 or more, got {getattr(config, name)}"
-            )
 
 
 class FilterFeatures:

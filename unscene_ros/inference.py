@@ -18,6 +18,7 @@ import scipy.sparse.csgraph
 
 from unscene_ros.oversegmentation import segment_neighbors_within
 from unscene_ros.scene import InputError, Instances, Mesh, Segments, Voxels
+from unscene_ros.settings import check_ranges, within
 from unscene_ros.structure import vertex_areas
 from unscene_ros.voxels import VoxelsConfig, make_voxels, part_of_voxels, segment_of_voxel
 
@@ -35,30 +36,23 @@ class InferenceConfig:
     """
 
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: a GPU where there is one
-    threads: int = 0  # of the processor; 0: all cores
-    crop_m: float = 12.0  # scenes longer than this are looked at in cubes of this edge
-    crop_overlap_m: float = 3.0  # of neighbouring cubes, at least
-    min_agreement: float = 0.5  # masks of two crops overlap by more than this in one object
-    part_gap_m: float = 0.05  # parts of a mask farther apart than this are objects of their own
-    min_area_m2: float = 0.03  # an object shows at least this much surface
-    max_overlap: float = 0.6  # intersection over union of two instances, at most
-    min_score: float = 0.5  # lower ones are left out
-    max_instances: int = 200
+    threads: int = within(0, 0)  # of the processor; 0: all cores
+    crop_m: float = within(12.0, 0.1)  # scenes longer than this are looked at in cubes of this edge
+    crop_overlap_m: float = within(3.0, 0)  # of neighbouring cubes, at least
+    # Masks of two crops overlap by more than this in one object.
+    min_agreement: float = within(0.5, 0, 1)
+    # Parts of a mask farther apart than this are objects of their own.
+    part_gap_m: float = within(0.05, 0)
+    min_area_m2: float = within(0.03, 0)  # an object shows at least this much surface
+    max_overlap: float = within(0.6, 0, 1)  # intersection over union of two instances, at most
+    min_score: float = within(0.5, 0, 1)  # lower ones are left out
+    max_instances: int = within(200, 0)
 
     def __post_init__(self) -> None:
-        for name in ("min_agreement", "max_overlap", "min_score"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"segmentation.network.{name}: expected 0..1, got {getattr(self, name)}"
-                )
-        for name in ("threads", "part_gap_m", "min_area_m2", "max_instances"):
-            if not getattr(self, name) >= 0:
-                raise InputError(
-                    f"segmentation.network.{name}: expected 0 or more, got {getattr(self, name)}"
-                )
-        if not 0 <= self.crop_overlap_m <= self.crop_m / 2 or not self.crop_m > 0:
+        check_ranges(self, "segmentation.network")
+        if self.crop_overlap_m > self.crop_m / 2:
             raise InputError(
-                "segmentation.network.crop_overlap_m: expected 0 to half of crop_m, "
+                "segmentation.network.crop_overlap_m: expected at most half of crop_m, "
                 f"got {self.crop_overlap_m} of {self.crop_m}"
             )
 

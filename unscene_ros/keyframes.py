@@ -7,24 +7,22 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from unscene_ros.scene import Frame, InputError
+from unscene_ros.scene import Frame
+from unscene_ros.settings import check_ranges, within
 
 
 @dataclass(frozen=True, slots=True)
 class KeyframeConfig:
     """Settings of the choice of keyframes."""
 
-    max_frames: int = 24
-    min_translation_m: float = 0.3  # a pose is new when it moved this far from every kept one
-    min_rotation_deg: float = 20.0  # or turned this far
-    max_width_px: int = 320  # wider frames are kept smaller, which keeps features cheap
+    max_frames: int = within(24, 1)
+    # A pose is new when it moved this far from every kept one.
+    min_translation_m: float = within(0.3, 0.001)
+    min_rotation_deg: float = within(20.0, 0.1, 180)  # or turned this far
+    max_width_px: int = within(320, 1)  # wider frames are kept smaller, which keeps features cheap
 
     def __post_init__(self) -> None:
-        for name in ("max_frames", "min_translation_m", "min_rotation_deg", "max_width_px"):
-            if not getattr(self, name) > 0:
-                raise InputError(
-                    f"keyframes.{name}: expected more than 0, got {getattr(self, name)}"
-                )
+        check_ranges(self, "keyframes")
 
 
 class Keyframes:

@@ -13,6 +13,8 @@ import numpy as np
 import scipy.sparse
 from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
 
+from unscene_ros.settings import check_ranges, within
+
 Graph = Any  # (N, N) symmetric weights: a numpy array, or a scipy sparse array
 
 # Below this many nodes the dense solver is the faster one (measured, two cores).
@@ -23,13 +25,17 @@ _DENSE_BELOW = 120
 class NormalizedCutConfig:
     """When to cut and when to stop."""
 
-    background: float = 1e-5  # weight of every pair without an edge, keeps the graph connected
-    flip_share: float = (
-        0.6  # a foreground holding more of the total size than this is the background
-    )
-    max_cost: float = 0.3  # stop when the cut's eigenvalue exceeds it: nothing left that separates
-    max_cuts: int = 20
+    # Weight of every pair without an edge, keeps the graph connected.
+    background: float = within(1e-5, 0, 1)
+    # A foreground holding more of the total size than this is the background.
+    flip_share: float = within(0.6, 0, 1)
+    # Stop when the cut's eigenvalue exceeds it: nothing left that separates.
+    max_cost: float = within(0.3, 0, 2)
+    max_cuts: int = within(20, 0)
     solver: Literal["lanczos", "dense"] = "lanczos"
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "cut")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

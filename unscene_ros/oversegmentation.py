@@ -15,6 +15,7 @@ from numba import njit
 from scipy.spatial import cKDTree
 
 from unscene_ros.scene import InputError, Mesh, Segments
+from unscene_ros.settings import check_ranges, within
 
 SAME_PAINT_L1 = 0.05  # rule unscene3d: only edges below this RGB difference count as convex
 
@@ -34,23 +35,28 @@ class OversegmentationConfig:
     """
 
     rule: Literal["normal_color", "scannet", "unscene3d"] = "normal_color"
-    k: float = 0.1  # a segment of n vertices grows over edges up to its own weight + k / n
-    min_vertices: int = 20  # smaller segments join the neighbour across their lightest edge
-    color_weight: float = 0.3  # normal_color only: of paint beside bend
+    # A segment of n vertices grows over edges up to its own weight + k / n.
+    k: float = within(0.1, 1e-6)
+    # Smaller segments join the neighbour across their lightest edge.
+    min_vertices: int = within(20, 1)
+    color_weight: float = within(0.3, 0)  # normal_color only: of paint beside bend
     # normal_color only: how near a separate piece below min_vertices must be to join a segment.
-    attach_within_m: float = 0.1
-    cloud_neighbors: int = 12  # without faces: edges go to this many nearest vertices
-    cloud_reach: float = 4.0  # without faces: longest edge, in median nearest-vertex distances
+    attach_within_m: float = within(0.1, 0)
+    cloud_neighbors: int = within(12, 1)  # without faces: edges go to this many nearest vertices
+    # Without faces: longest edge, in median nearest-vertex distances.
+    cloud_reach: float = within(4.0, 0.001)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "oversegmentation")
 
 
 def oversegment(mesh: Mesh, config: OversegmentationConfig | None = None) -> Segments:
     """Partitions the vertices into segments numbered by their smallest vertex; deterministic.
 
     A mesh without faces is a point cloud. Every vertex gets a segment; only a small piece with
-    nothing near it stays below `min_vertices`. Raises InputError for settings without meaning.
+    nothing near it stays below `min_vertices`.
     """
     config = config or OversegmentationConfig()
-    _check(config)
     edges = _face_edges(mesh.faces) if len(mesh.faces) else _nearest_edges(mesh.vertices, config)
     weights = _edge_weights(mesh, edges, config)
     order = _ascending(weights)
@@ -154,19 +160,6 @@ def _near_pairs(keys, points, segment, distance):
                     first.append(segment[i])
                     second.append(segment[j])
     return np.column_stack((np.array(first, np.int32), np.array(second, np.int32)))
-
-
-def _check(config: OversegmentationConfig) -> None:
-    for name in ("k", "min_vertices", "cloud_neighbors", "cloud_reach"):
-        if not getattr(config, name) > 0:
-            raise InputError(
-                f"oversegmentation.{name}: expected more than 0, got {getattr(config, name)}"
-            )
-    for name in ("color_weight", "attach_within_m"):
-        if not getattr(config, name) >= 0:
-            raise InputError(
-                f"oversegmentation.{name}: expected 0 or more, got {getattr(config, name)}"
-            )
 
 
 def _face_edges(faces: np.ndarray) -> np.ndarray:

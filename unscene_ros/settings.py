@@ -9,6 +9,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
+import re
 import typing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +20,30 @@ import yaml
 from unscene_ros.scene import InputError
 
 Config = TypeVar("Config")
+
+_RANGE = "range"
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def within(default: float, least: float = -math.inf, most: float = math.inf) -> Any:
+    """A field of a config whose value must lie in least..most, both included."""
+    return dataclasses.field(default=default, metadata={_RANGE: (least, most)})
+
+
+def range_of(field: dataclasses.Field) -> tuple[float, float] | None:
+    """The smallest and the largest value of a field, None where nothing is said."""
+    return field.metadata.get(_RANGE)
+
+
+def check_ranges(config: Any, section: str = "") -> None:
+    """Raises InputError for a value out of its range, as a member of this section."""
+    for field in dataclasses.fields(config):
+        least, most = range_of(field) or (-math.inf, math.inf)
+        value = getattr(config, field.name)
+        if range_of(field) and not least <= value <= most:  # NaN is in no range
+            wanted = f"{least:g} or more" if most == math.inf else f"{least:g}..{most:g}"
+            name = f"{section}.{field.name}" if section else field.name
+            raise InputError(f"{name}: expected {wanted}, got {value}")
 
 
 def from_dict(
@@ -81,6 +107,8 @@ def _typed(wanted: Any, value: Any, path: str) -> Any:
         )
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if wanted is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
+        return float(value)  # YAML 1.1 reads 5e-4 as a text: it wants 5.0e-4
     if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
         raise InputError(f"setting '{path}': expected {wanted.__name__}, got {value!r}")
     return value

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from unscene_ros.scene import InputError, Mesh
+from unscene_ros.settings import check_ranges, within
 
 _LEVEL_BIN_M = 0.02
 _WALL_BIN_M = 0.08
@@ -25,20 +26,19 @@ class StructureConfig:
     """What counts as floor, ceiling and wall."""
 
     up: tuple[float, ...] = (0.0, 0.0, 1.0)  # against gravity, in the mesh's frame
-    plane_tolerance_m: float = 0.05  # distance from a plane that still belongs to it
-    level_share: float = 0.25  # floor, ceiling: of the largest level plane's area, at least
-    min_wall_area_m2: float = 0.5
-    min_wall_height_m: float = 1.2
-    max_behind: float = 0.16  # share of a wall, in cells, that may have surface behind it
-    corner_m: float = 0.08  # nearer than this to two planes is their rounded corner
+    plane_tolerance_m: float = within(0.05, 0)  # distance from a plane that still belongs to it
+    # Floor, ceiling: of the largest level plane's area, at least.
+    level_share: float = within(0.25, 0, 1)
+    min_wall_area_m2: float = within(0.5, 0.001)
+    min_wall_height_m: float = within(1.2, 0)
+    # Share of a wall, in cells, that may have surface behind it.
+    max_behind: float = within(0.16, 0, 1)
+    corner_m: float = within(0.08, 0)  # nearer than this to two planes is their rounded corner
 
     def __post_init__(self) -> None:
         if len(self.up) != 3 or not 0 < np.linalg.norm(self.up) < np.inf:
             raise InputError(f"structure.up: expected a direction of 3 numbers, got {self.up}")
-        if self.min_wall_area_m2 <= 0:
-            raise InputError(
-                f"structure.min_wall_area_m2: expected more than 0, got {self.min_wall_area_m2}"
-            )
+        check_ranges(self, "structure")
 
 
 def find_structure(mesh: Mesh, config: StructureConfig) -> np.ndarray:

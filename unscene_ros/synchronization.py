@@ -15,6 +15,7 @@ import numpy as np
 
 from unscene_ros.registration import Calibration, Registration
 from unscene_ros.scene import Frame, InputError
+from unscene_ros.settings import check_ranges, within
 from unscene_ros.transforms import TIME_JUMP_NS, TransformError
 
 _UNKNOWN_COLOR = 128  # grey everywhere stands for "no colour known"
@@ -24,9 +25,12 @@ _UNKNOWN_COLOR = 128  # grey everywhere stands for "no colour known"
 class SynchronizationConfig:
     """How far apart things may be that belong to one frame, and how long they are waited for."""
 
-    max_color_gap_s: float = 0.03  # about half a frame at 15 Hz
-    max_waiting: int = 30  # pictures of each kind held back for a partner or a pose
-    pose_history_s: float = 10.0  # poses are kept this long
+    max_color_gap_s: float = within(0.03, 0)  # about half a frame at 15 Hz
+    max_waiting: int = within(30, 1)  # pictures of each kind held back for a partner or a pose
+    pose_history_s: float = within(10.0, 0.1)  # poses are kept this long
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "synchronization")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,15 +17,21 @@ import scipy.sparse
 from scipy.optimize import linear_sum_assignment
 
 from unscene_ros.scene import Instances, Mesh, Segments
+from unscene_ros.settings import check_ranges, within
 
 
 @dataclass(frozen=True, slots=True)
 class TrackingConfig:
     """How much two surfaces must share to be one object."""
 
-    cell_m: float = 0.06  # surface is compared in cells of this size, above the fusion's jitter
-    min_overlap: float = 0.25  # intersection over union on the surface that both maps have
-    min_surface_left: float = 0.2  # a track with less of its cells left in the map is forgotten
+    # Surface is compared in cells of this size, above the fusion's jitter.
+    cell_m: float = within(0.06, 0.001, 1)
+    # Intersection over union on the surface that both maps have.
+    min_overlap: float = within(0.25, 0, 1)
+    min_surface_left: float = within(0.2, 0, 1)  # a track with less of its cells left is forgotten
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "tracking")
 
 
 class InstanceTracker:

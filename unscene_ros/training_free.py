@@ -29,7 +29,8 @@ from unscene_ros.image_features import (
 from unscene_ros.merging import merge_segments
 from unscene_ros.normalized_cut import NormalizedCutConfig
 from unscene_ros.oversegmentation import OversegmentationConfig
-from unscene_ros.scene import Frame, InputError, Instances, Mesh, Segments
+from unscene_ros.scene import Frame, Instances, Mesh, Segments
+from unscene_ros.settings import check_ranges, within
 from unscene_ros.structure import StructureConfig, find_structure, vertex_areas
 
 
@@ -45,18 +46,15 @@ class TrainingFreeConfig:
     image_features: ImageFeaturesConfig = field(default_factory=ImageFeaturesConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
     cut: NormalizedCutConfig = field(default_factory=lambda: NormalizedCutConfig(max_cost=0.1))
-    cut_sharpness: float = 6.0  # affinity = exp(-sharpness * contrast)
-    min_area_m2: float = 0.04  # an object shows at least this much surface
-    max_length_m: float = 4.0  # and is no longer than this
-    max_overlap: float = 0.5  # intersection over union of two instances, at most
-    min_score: float = 0.5  # below it are only alternatives to better instances
-    max_instances: int = 200
+    cut_sharpness: float = within(6.0, 0)  # affinity = exp(-sharpness * contrast)
+    min_area_m2: float = within(0.04, 0)  # an object shows at least this much surface
+    max_length_m: float = within(4.0, 0)  # and is no longer than this
+    max_overlap: float = within(0.5, 0, 1)  # intersection over union of two instances, at most
+    min_score: float = within(0.5, 0, 1)  # below it are only alternatives to better instances
+    max_instances: int = within(200, 0)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.min_score <= 1:
-            raise InputError(
-                f"segmentation.training_free.min_score: expected 0..1, got {self.min_score}"
-            )
+        check_ranges(self, "segmentation.training_free")
 
 
 class TrainingFreeSegmenter:

@@ -119,7 +119,7 @@ SMALL = UnScene3DConfig(
             rounds=1,
             start="segments",
             sampled_voxels=(200, 800, 3200, 6400),
-            place_voxels=80,
+            place_voxels=80.0,
         ),
     ),
     # Furniture along a wall may be as long as a small room.

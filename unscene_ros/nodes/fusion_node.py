@@ -30,6 +30,7 @@ from unscene_ros.nodes.run import run
 from unscene_ros.nodes.warm_up import sample_mesh
 from unscene_ros.provenance import peak_memory_mb
 from unscene_ros.scene import Frame, InputError
+from unscene_ros.settings import check_ranges, within
 from unscene_ros.synchronization import FrameAssembler, StampedPicture, SynchronizationConfig
 from unscene_ros.transforms import TransformTree
 
@@ -43,18 +44,19 @@ class FusionNodeConfig:
 
     world_frame: str = "map"  # TF frame that the map is built in, z up
     transport: Transport = "auto"  # auto: raw pictures, compressed where only these are published
-    mesh_rate_hz: float = 1.0  # how often a changed map is published
-    max_wait_s: float = 2.0  # a picture waits this long for its partner, transform or CameraInfo
-    max_waiting_frames: int = 5  # frames that wait to be fused; beyond it the oldest is dropped
-    max_marker_triangles: int = 200_000  # most triangles in one message of ~/mesh_markers
+    mesh_rate_hz: float = within(1.0, 0.001, 100)  # how often a changed map is published
+    # A picture waits this long for its partner, transform or CameraInfo.
+    max_wait_s: float = within(2.0, 0.001)
+    # Frames that wait to be fused; beyond it the oldest is dropped.
+    max_waiting_frames: int = within(5, 1)
+    # Most triangles in one message of ~/mesh_markers.
+    max_marker_triangles: int = within(200_000, 1)
     synchronization: SynchronizationConfig = field(default_factory=SynchronizationConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
 
     def __post_init__(self) -> None:
-        for name in ("mesh_rate_hz", "max_wait_s", "max_waiting_frames"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        check_ranges(self)
 
 
 class FusionNode(Node):
