@@ -17,16 +17,27 @@ setup: ## sets up .venv (minutes the first time, then under a second)
 demo: setup ## bundled recording -> live ROS 2 nodes -> output/demo/report.html
 	$(python) -m unscene_ros.nodes.demo test/data/office_kitchen -o output/demo
 
-test: lint ## lints, then tests
+test: lint browser ## lints, then tests
 	$(python) -m pytest
 
-test-all: lint ## the same with the slow tests
+test-all: lint browser ## the same with the slow tests
 	$(python) -m pytest -m "slow or not slow"
 
 lint: setup ## checks style and types
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 	$(python) -m mypy
+
+# Elsewhere it is up to you: the chromium of Ubuntu is a snap, which cannot read the tests' files.
+browser: ## installs Chromium for the tests of the report, on Debian as root
+	@if ! command -v chromedriver >/dev/null && grep -qs '^ID=debian' /etc/os-release && \
+	  [ "$$(id -u)" = 0 ]; then \
+	  echo "browser: installing chromium"; \
+	  export DEBIAN_FRONTEND=noninteractive; \
+	  apt-get update -qq && \
+	  apt-get install -qq -y --no-install-recommends chromium-driver fonts-dejavu-core >/dev/null || \
+	  echo "browser: apt-get could not install it, so the tests in a browser are skipped"; \
+	fi
 
 format: setup ## formats the code and repairs what ruff can
 	$(python) -m ruff check --fix
@@ -39,4 +50,4 @@ clean: ## removes everything the commands above made, .venv too
 	rm -rf .venv output build install log *.egg-info .hypothesis .*_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test test-all lint format bench clean
+.PHONY: help setup demo test test-all lint browser format bench clean

@@ -30,7 +30,7 @@ def two_tiles(side: int = 10) -> Prediction:
     mesh = Mesh(
         vertices,
         np.concatenate((faces, faces + side * side)).astype(np.int32),
-        np.full((count, 3), (10, 20, 30), np.uint8),
+        np.full((count, 3), (200, 160, 60), np.uint8),
         np.tile(np.array([0, 0, 1], np.float32), (count, 1)),
     )
     of_vertex = np.repeat(np.array([0, 1], np.int32), side * side)
