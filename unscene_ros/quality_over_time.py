@@ -33,16 +33,18 @@ MAX_CURVE_POINTS = 400  # beyond, every second one is left out, so that a long r
 
 
 class QualityOverTime:
-    """Takes the maps of one place as they come; memory depends on the truth, not on their number.
+    """Takes the maps of one place as they come, and keeps none of them.
 
-    Times are seconds since the run's first picture.
+    Memory grows with the truth and with the ids that its objects bore, not with the maps. Times are
+    seconds since the run's first picture.
     """
 
     def __init__(self, truth: GroundTruth) -> None:
         self._truth = replace(truth, semantic=None)  # classes would cost time and are not asked for
-        self._objects, object_of_point = np.unique(truth.instance, return_inverse=True)
-        self._object_of_point = object_of_point - (self._objects < 0).sum()  # below 0: no object
-        self._objects = self._objects[self._objects >= 0]
+        labels, label_of_point = np.unique(truth.instance, return_inverse=True)
+        self._objects = labels[labels >= 0]  # in the order of the columns of Overlaps
+        # Below 0: a point of no object.
+        self._object_of_point = label_of_point - (len(labels) - len(self._objects))
         self._seen = np.zeros(len(truth.points), bool)
         self._histories: dict[int, _ObjectHistory] = {}
         self._curve = _Curve()

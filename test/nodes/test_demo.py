@@ -95,12 +95,14 @@ def test_the_live_run_is_written_when_the_replay_fails(bag, tmp_path, monkeypatc
         received={"first_instances_s": None, "topics": {}},
     )
     monkeypatch.setattr(demo, "_play", lambda *_: result)
+    monkeypatch.setattr(demo, "judge", lambda *_: {"evaluation": None})
     monkeypatch.setattr(demo, "compare_with_replay", fails)
     truth = small_truth(tmp_path)
     arguments = [str(bag), "-o", str(tmp_path / "out"), "--ground-truth", str(truth)]
     assert demo.main(arguments) == demo.USER_MISTAKE
     assert "no memory left" in capsys.readouterr().err
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["frames"] == result.frames
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["frames"] == result.frames and "no memory left" in metrics["error"]
     assert (tmp_path / "out" / "report.html").exists()
 
 

@@ -25,7 +25,7 @@ from unscene_ros.nodes.demo.live_run import LiveResult, LiveRun
 from unscene_ros.nodes.demo.node_process import LiveRunFailed
 from unscene_ros.nodes.demo.played_bag import PlayedBag
 from unscene_ros.nodes.demo.received_maps import ReceivedMaps
-from unscene_ros.nodes.demo.side_by_side import compare_with_replay
+from unscene_ros.nodes.demo.side_by_side import compare_with_replay, judge
 from unscene_ros.pipeline import PipelineConfig
 from unscene_ros.provenance import provenance
 from unscene_ros.report import write_report
@@ -71,9 +71,13 @@ def run_demo(
         save_prediction(output, result.prediction)
         try:
             if ground_truth:
+                metrics |= judge(result, maps, ground_truth)
                 metrics |= compare_with_replay(
-                    recording, ground_truth, result, maps, segmenter, output / "offline"
+                    metrics, recording, ground_truth, segmenter, output / "offline"
                 )
+        except BaseException as error:
+            metrics["error"] = f"no comparison with a replay: {str(error) or type(error).__name__}"
+            raise
         finally:
             _write_figures(output, metrics, result)
     return metrics

@@ -12,35 +12,37 @@ from unscene_ros.quality_over_time import QualityOverTime
 from unscene_ros.replay import ReplayConfig, replay
 
 
-def compare_with_replay(
-    recording: Path,
-    ground_truth: Path,
-    live: LiveResult,
-    maps: ReceivedMaps,
-    segmenter: str,
-    output: Path,
-) -> dict[str, Any]:
-    """Judges a live run, replays its recording into `output`, and returns what metrics.json adds.
-
-    `evaluation` and `quality_over_time` are of the live run, `offline` has those of the replay,
-    which fuses every frame and segments as often as the live nodes did. `side_by_side` has
-    {figure: {"live", "offline", "gap": live - offline}}. Raises what `replay` raises.
-    """
+def judge(live: LiveResult, maps: ReceivedMaps, ground_truth: Path) -> dict[str, Any]:
+    """What the truth says of a live run: `evaluation` and `quality_over_time` of metrics.json."""
     truth = read_ground_truth(ground_truth)
     quality = QualityOverTime(truth)
     for each in maps:
         quality.add(*each)
-    judged = {
-        "frames": live.frames,
+    return {
         "evaluation": evaluate([(live.prediction, truth)]),
         "quality_over_time": quality.figures(),
     }
-    options = ReplayConfig(segment_every_frames=max(1, round(live.frames["used"] / len(maps))))
+
+
+def compare_with_replay(
+    live: dict[str, Any], recording: Path, ground_truth: Path, segmenter: str, output: Path
+) -> dict[str, Any]:
+    """Replays the recording of a judged live run into `output`; returns what metrics.json adds.
+
+    live: metrics of the live run. The replay fuses every frame and segments as often as the live
+    nodes did: `offline` has its figures, `side_by_side` both with their gap. Raises what `replay`
+    raises.
+    """
+    maps = live["quality_over_time"]["summary"]["maps"]
+    options = ReplayConfig(segment_every_frames=max(1, round(live["frames"]["used"] / maps)))
     replayed = replay(
         recording, output, segmenter_name=segmenter, ground_truth=ground_truth, options=options
     )
-    offline = {key: replayed[key] for key in (*judged, "replay")}
-    return {**judged, "offline": offline, "side_by_side": side_by_side(judged, offline)}
+    kept = "frames", "evaluation", "quality_over_time", "replay"
+    return {
+        "offline": {name: replayed[name] for name in kept},
+        "side_by_side": side_by_side(live, replayed),
+    }
 
 
 def side_by_side(
