@@ -34,7 +34,7 @@ def compare_with_replay(
     raises.
     """
     maps = live["quality_over_time"]["summary"]["maps"]
-    options = ReplayConfig(segment_every_frames=max(1, round(live["frames"]["used"] / maps)))
+    options = ReplayConfig(segment_every_frames=max(1, round(live["frames"]["read"] / maps)))
     replayed = replay(
         recording, output, segmenter_name=segmenter, ground_truth=ground_truth, options=options
     )
