@@ -47,7 +47,7 @@ ARGUMENTS = [
     (
         "checkpoint",
         DEFAULT_SEGMENTER,
-        "training-free, default (the network that comes with the package) or a network's file",
+        "training-free, default (network and training-free together), a FILE or consensus:FILE",
     ),
     ("device", "auto", "auto, cuda or cpu"),
     ("bag", "", "a recording to play instead of a camera"),

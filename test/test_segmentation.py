@@ -36,9 +36,7 @@ from unscene_ros.voxels import VoxelsConfig
 
 SHARED = SharedConfig(VoxelsConfig(0.08), OversegmentationConfig(k=0.02, min_vertices=7))
 EVERYTHING = InferenceConfig(min_score=0, min_area_m2=0, device="cpu")
-ALONE = SegmentationConfig(
-    network=EVERYTHING, consensus=ConsensusConfig(training_free_share=0, min_score=0)
-)
+ALL = SegmentationConfig(network=EVERYTHING, consensus=ConsensusConfig(min_score=0))
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +71,7 @@ def test_the_segmenter_that_needs_no_training_has_its_name():
 
 
 def test_a_checkpoint_brings_the_settings_of_its_training(checkpoint):
-    segmenter = load_segmenter(str(checkpoint), ALONE)
+    segmenter = load_segmenter(str(checkpoint), ALL)
     assert isinstance(segmenter, NetworkSegmenter)
     assert segmenter.oversegmentation == SHARED.oversegmentation
     assert segmenter.voxels == SHARED.voxels
@@ -81,7 +79,7 @@ def test_a_checkpoint_brings_the_settings_of_its_training(checkpoint):
 
 
 def test_the_network_of_a_checkpoint_finds_what_the_saved_one_finds(checkpoint, network, mesh):
-    segmenter = load_segmenter(checkpoint, ALONE)
+    segmenter = load_segmenter(checkpoint, ALL)
     segments, instances = segment_mesh(mesh, segmenter)
     direct = infer(network.eval(), SHARED.voxels, mesh, segments, EVERYTHING)
     assert len(instances.masks)
@@ -90,26 +88,25 @@ def test_the_network_of_a_checkpoint_finds_what_the_saved_one_finds(checkpoint, 
 
 
 def test_pictures_change_nothing_for_a_network(checkpoint, mesh):
-    segmenter = load_segmenter(checkpoint, ALONE)
+    segmenter = load_segmenter(checkpoint, ALL)
     _, without = segment_mesh(mesh, segmenter)
     _, beside = segment_mesh(mesh, segmenter, small_frames(2))
     np.testing.assert_array_equal(beside.masks, without.masks)
     np.testing.assert_array_equal(beside.scores, without.scores)
 
 
-def test_usually_a_network_and_the_training_free_segmenter_work_together(checkpoint, mesh):
-    config = SegmentationConfig(network=EVERYTHING, consensus=ConsensusConfig(min_score=0))
-    segmenter = load_segmenter(checkpoint, config)
+def test_a_network_and_the_training_free_segmenter_work_together(checkpoint, mesh):
+    segmenter = load_segmenter(f"consensus:{checkpoint}", ALL)
     assert isinstance(segmenter, ConsensusSegmenter)
     segments, instances = segment_mesh(mesh, segmenter, small_frames(2))
     both = (
-        load_segmenter(checkpoint, ALONE).segment(mesh, segments),
+        load_segmenter(checkpoint, ALL).segment(mesh, segments),
         TrainingFreeSegmenter(TrainingFreeConfig(min_score=0)).segment(
             mesh, segments, small_frames(2)
         ),
     )
     sizes = np.bincount(segments.of_vertex, minlength=segments.count)
-    expected = agree(*both, sizes, config.consensus)
+    expected = agree(*both, sizes, ALL.consensus)
     assert len(expected.masks) and all(len(found.masks) for found in both)
     np.testing.assert_array_equal(instances.masks, expected.masks)
     np.testing.assert_allclose(instances.scores, expected.scores, rtol=1e-5)
@@ -141,15 +138,17 @@ def test_a_gpu_that_is_not_there_is_refused(checkpoint):
 
 def test_the_network_in_the_package_is_called_default(checkpoint, monkeypatch, tmp_path):
     monkeypatch.setattr(segmentation, "SHIPPED_CHECKPOINT", checkpoint)
-    assert load_segmenter("default", ALONE).voxels == SHARED.voxels
+    segmenter = load_segmenter("default", ALL)
+    assert isinstance(segmenter, ConsensusSegmenter) and str(checkpoint) in str(segmenter)
     monkeypatch.setattr(segmentation, "SHIPPED_CHECKPOINT", tmp_path / "gone.safetensors")
     with pytest.raises(InputError, match=r"gone\.safetensors is not there: train .* or use"):
         load_segmenter("default")
 
 
 def test_an_unknown_name_lists_those_that_are_known():
-    with pytest.raises(InputError, match=r"training-free, default or .* got 'mask3d'"):
-        load_segmenter("mask3d")
+    for name in ("mask3d", "consensus:mask3d"):
+        with pytest.raises(InputError, match=rf"training-free, default, .*FILE, got '{name}'"):
+            load_segmenter(name)
 
 
 def test_a_checkpoint_without_the_settings_of_its_training_is_refused(network, tmp_path):
@@ -197,7 +196,7 @@ def test_one_setting_of_a_segmenter_leaves_all_others():
 
 def test_a_mesh_file_is_segmented_by_a_network(checkpoint, mesh, tmp_path):
     write_mesh(tmp_path / "room.ply", mesh)
-    config = PipelineConfig(segmentation=ALONE)
+    config = PipelineConfig(segmentation=ALL)
     metrics = segment_file(tmp_path / "room.ply", tmp_path / "out", config, str(checkpoint))
     prediction = load_prediction(tmp_path / "out")
     assert metrics["instances"] == len(prediction.instances.masks) > 0

@@ -168,8 +168,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--segmenter",
         metavar="NAME",
-        help="training-free, default (the network that comes with the package), or the file of a "
-        "checkpoint",
+        help="training-free, default (the network in the package and training-free together), a "
+        "network's FILE, or consensus:FILE for it and training-free together",
     )
     parser.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings to start from")
     _add_assignments(parser, "SECTION.KEY=VALUE", "change one setting; may be repeated")

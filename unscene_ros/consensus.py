@@ -21,7 +21,7 @@ from unscene_ros.settings import check_ranges, within
 class ConsensusConfig:
     """How a network and the training-free segmenter find instances together."""
 
-    # Of a score, the rest is the network's; 0: it works alone.
+    # Of a score, the rest is the network's.
     training_free_share: float = within(0.6, 0, 1)
     max_overlap: float = within(0.6, 0, 1)  # intersection over union of two instances, at most
     min_score: float = within(0.4, 0, 1)  # lower ones are left out

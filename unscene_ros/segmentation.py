@@ -19,6 +19,7 @@ from unscene_ros.voxels import VoxelsConfig
 
 TRAINING_FREE = "training-free"
 SHIPPED = "default"  # the checkpoint that comes with the package
+CONSENSUS = "consensus:"  # before the file of a checkpoint
 SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "unscene3d_rooms.safetensors"
 DEFAULT_SEGMENTER = TRAINING_FREE  # of commands, nodes, launch file and demo
 
@@ -37,8 +38,8 @@ class Segmenter(Protocol):
 class SegmentationConfig:
     """Settings of all segmenters; what a network was trained with is in its file.
 
-    Together, as by default, network and training-free segmenter hand over all that they find:
-    their own min_score is for each of them alone.
+    Together, network and training-free segmenter hand over all that they find: their own min_score
+    is for each of them alone.
     """
 
     training_free: TrainingFreeConfig = field(default_factory=TrainingFreeConfig)
@@ -55,32 +56,32 @@ class SharedConfig:
 
 
 def load_segmenter(name: str | Path, config: SegmentationConfig | None = None) -> Segmenter:
-    """The segmenter of this name: training-free, default or the path of a checkpoint.
+    """The segmenter of this name.
 
-    A network works together with the training-free segmenter unless the settings say otherwise.
+    training-free; default, the network in the package together with the training-free one; the path
+    of a checkpoint, for that network alone; consensus:PATH, for it and the training-free one.
     Raises InputError for a name or file that does not exist, and for a file that does not hold a
     network for instances with the settings of its training.
     """
     config = config or SegmentationConfig()
     if str(name) == TRAINING_FREE:
         return TrainingFreeSegmenter(config.training_free)
-    if str(name) != SHIPPED:
-        if not Path(name).exists():
+    if str(name) == SHIPPED:
+        if not SHIPPED_CHECKPOINT.exists():
             raise InputError(
-                f"segmenter: expected {TRAINING_FREE}, {SHIPPED} or the file of a checkpoint, got "
-                f"'{name}', which is not there"
+                f"segmenter {SHIPPED}: {SHIPPED_CHECKPOINT} is not there: train it with the recipe "
+                f"training/recipes/unscene3d_rooms.sh, or use {TRAINING_FREE}"
             )
-        path = Path(name)
-    elif SHIPPED_CHECKPOINT.exists():
-        path = SHIPPED_CHECKPOINT
-    else:
+        return ConsensusSegmenter(SHIPPED_CHECKPOINT, config)
+    path = Path(str(name).removeprefix(CONSENSUS))
+    if not path.exists():
         raise InputError(
-            f"segmenter {SHIPPED}: {SHIPPED_CHECKPOINT} is not there: train it with the recipe "
-            f"training/recipes/unscene3d_rooms.sh, or use {TRAINING_FREE}"
+            f"segmenter: expected {TRAINING_FREE}, {SHIPPED}, the file of a checkpoint or "
+            f"{CONSENSUS}FILE, got '{name}', which is not there"
         )
-    if not config.consensus.training_free_share:
-        return NetworkSegmenter(path, config.network)
-    return ConsensusSegmenter(path, config)
+    if str(name).startswith(CONSENSUS):
+        return ConsensusSegmenter(path, config)
+    return NetworkSegmenter(path, config.network)
 
 
 class NetworkSegmenter:

@@ -37,7 +37,8 @@ DIAGNOSTICS_PERIOD_S = 1.0
 class SegmentationNodeConfig:
     """Parameters of the segmentation node; the sections belong to the stages of the same names."""
 
-    # training-free, default (the network that comes with the package) or a network's file
+    # training-free, default (the network in the package and training-free together), a network's
+    # FILE, or consensus:FILE for it and training-free together
     checkpoint: str = DEFAULT_SEGMENTER
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -189,8 +189,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--segmenter",
         default=DEFAULT_SEGMENTER,
         metavar="NAME",
-        help="training-free, default (the network that comes with the package), or the file of a "
-        f"checkpoint; without it {DEFAULT_SEGMENTER}",
+        help="training-free, default (the network in the package and training-free together), a "
+        f"network's FILE, or consensus:FILE for both; without it {DEFAULT_SEGMENTER}",
     )
     options = parser.parse_args(arguments)
     try:
