@@ -44,6 +44,7 @@ setup(
             "pytest",
             "pytest-timeout",
             "hypothesis",
+            "selenium",
             "ruff",
             "mypy",
             "types-PyYAML",
