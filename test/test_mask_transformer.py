@@ -113,16 +113,6 @@ def test_positions_lie_in_the_box_of_their_own_scene():
     torch.testing.assert_close(_in_box(tensor), torch.tensor(expected).double())
 
 
-def test_places_in_voxels_do_not_depend_on_the_size_of_the_scene():
-    near = torch.tensor([[0, 4, 1, 7], [0, 6, 1, 8]])
-    far = torch.tensor([[0, 90, 50, 70]])
-    network = decoder(start="segments", place_voxels=8.0)
-    for coordinates in (near, torch.cat([near, far])):
-        tensor = sparse_tensor(coordinates, coordinates[:, 1:].double(), backend="torch")
-        places = network._places(tensor)[tensor.level.row_of_point[:2]]
-        torch.testing.assert_close(places, torch.tensor([[0, 0, 0], [0.25, 0, 0.125]]).double())
-
-
 def test_segment_means_count_voxels_and_are_zero_without_any():
     features = torch.tensor([[1.0, 2], [3, 4], [8, 0], [5, 6]], dtype=torch.float64)
     ids = torch.tensor([2, 0, 0, 2])
@@ -490,7 +480,6 @@ def test_maps_and_segments_that_do_not_fit_are_refused():
         ({"queries": 0}, "at least one class, query, head"),
         ({"heads": 0}, "at least one class, query, head"),
         ({"heads": 3}, "even width that 3 heads can share, got 16"),
-        ({"place_voxels": -1.0}, "place_voxels of 0 or more, got -1"),
         ({"width": 15, "heads": 3}, "even width that 3 heads can share, got 15"),
     ],
 )

@@ -119,15 +119,11 @@ SMALL = UnScene3DConfig(
             rounds=1,
             start="segments",
             sampled_voxels=(200, 800, 3200, 6400),
-            place_voxels=80.0,
         ),
     ),
     # Furniture along a wall may be as long as a small room.
     targets=TargetsConfig(max_extent=1.0),
-    # The rooms hold few kinds of furniture: as small and large ones they teach more.
-    samples=SamplesConfig(
-        augmentation=AugmentationConfig(elastic_probability=0.3, scale_change=0.45)
-    ),
+    samples=SamplesConfig(augmentation=AugmentationConfig(elastic_probability=0.3)),
     # The first masks are dense: what they miss costs less than not learning what is no object.
     loss=LossConfig(
         segment_weights="size",
@@ -136,11 +132,12 @@ SMALL = UnScene3DConfig(
         start_cost=2.0,
         quality_weight=2.0,
     ),
+    rounds=2,  # that an hour allows
     first_round=LearnerConfig(
-        steps=4000, batch_size=1, learning_rate=1e-3, max_gradient_norm=1.0, checkpoint_every=100
+        steps=5000, batch_size=1, learning_rate=1e-3, max_gradient_norm=1.0, checkpoint_every=100
     ),
     later_rounds=LearnerConfig(
-        steps=400, batch_size=1, learning_rate=5e-4, max_gradient_norm=1.0, checkpoint_every=100
+        steps=800, batch_size=1, learning_rate=5e-4, max_gradient_norm=1.0, checkpoint_every=100
     ),
     export=ExportConfig(
         inference=InferenceConfig(min_score=0.1, max_overlap=0.4), min_confirmation=0.3

@@ -55,9 +55,6 @@ class MaskTransformerConfig:
     # map is not among them: it makes the masks.
     sampled_voxels: tuple[int, ...] = (200, 800, 3200, 12800)
     frequency_spread: float = 1.0  # standard deviation of the encoding's frequencies
-    # The length that counts as 1 where places are encoded, so that distances mean the same in a
-    # large scene; 0: the scene itself, along each axis, as in the published weights.
-    place_voxels: float = 0.0
 
 
 class MaskPrediction(NamedTuple):
@@ -85,7 +82,7 @@ class _Segments(NamedTuple):
 
 
 class _Candidates(NamedTuple):
-    """Where the queries of a scene could start: segments (P,), places (P, 3) to encode,
+    """Where the queries of a scene could start: segments (P,), places (P, 3) in the scene's box,
     and numbers (P, D) that are to differ as much as possible between those that are taken.
     """
 
@@ -164,10 +161,9 @@ class MaskTransformer(nn.Module):
         centers = segment_means(_from_corner(cells), segments, total) / self.config.region_voxels
         views = self._views(maps, cells, SegmentShares.of_root(root, segments, total))
         if self.config.start == "segments":
-            places = segment_means(self._places(cells), segments, total)
-            candidates = _segment_candidates(places, segments, features, centers, segment_counts)
+            candidates = _segment_candidates(cells, segments, features, centers, segment_counts)
         else:
-            candidates = _voxel_candidates(self._places(cells), cells, segment_of_voxel.long())
+            candidates = _voxel_candidates(cells, segment_of_voxel.long())
         starts = [self._choose(of_scene, generator) for of_scene in candidates]
         atoms = _Segments(
             features.split(list(segment_counts)),
@@ -196,14 +192,9 @@ class MaskTransformer(nn.Module):
         views = []
         for tensor in reversed(maps[:-1]):
             cells, shares = pool_down(cells, "mean"), shares.coarser()
-            positions = tensor.with_features(self.pos_enc(self._places(cells)))
+            positions = tensor.with_features(self.pos_enc(_in_box(cells)))
             views.append(_View(tensor.of_scenes(), positions.of_scenes(), shares))
         return views[::-1]
-
-    def _places(self, cells: SparseTensor) -> Tensor:
-        """(N, 3): what is encoded of where they are."""
-        unit = self.config.place_voxels
-        return _from_corner(cells) / unit if unit else _in_box(cells)
 
     def _choose(self, candidates: _Candidates, generator: torch.Generator | None) -> Tensor:
         """(Q,) the rows of those where queries start."""
@@ -296,17 +287,16 @@ def _cells(root: Level, dtype: torch.dtype) -> SparseTensor:
     return SparseTensor((xyz - xyz.new_tensor(root.layout.minimum)).to(dtype), root)
 
 
-def _voxel_candidates(
-    places: Tensor, cells: SparseTensor, segment_of_voxel: Tensor
-) -> list[_Candidates]:
-    """All voxels; places (N, 3), and segment_of_voxel (N,) from 0 in each scene."""
+def _voxel_candidates(cells: SparseTensor, segment_of_voxel: Tensor) -> list[_Candidates]:
+    """All voxels; segment_of_voxel (N,) from 0 in each scene."""
     sizes = cells.level.scene_sizes
-    scenes = zip(segment_of_voxel.split(sizes), places.split(sizes), cells.of_scenes(), strict=True)
+    in_box = cells.with_features(_in_box(cells)).of_scenes()
+    scenes = zip(segment_of_voxel.split(sizes), in_box, cells.of_scenes(), strict=True)
     return [_Candidates(*scene) for scene in scenes]
 
 
 def _segment_candidates(
-    places: Tensor,
+    cells: SparseTensor,
     segments: Tensor,
     features: Tensor,
     centers: Tensor,
@@ -314,6 +304,7 @@ def _segment_candidates(
 ) -> list[_Candidates]:
     """All segments that have voxels; segments (N,) numbered through the batch, others (S, ...)."""
     total = sum(segment_counts)
+    places = segment_means(_in_box(cells), segments, total)
     # Looking quite different is worth a distance of about a region.
     looks = normalize(features.detach(), dim=1).to(centers.dtype)
     spread = torch.cat([centers, looks], 1)
@@ -361,10 +352,6 @@ def _check_settings(channels: Sequence[int], config: MaskTransformerConfig) -> N
     if not config.region_voxels > 0:
         raise InputError(
             f"mask transformer: expected positive region_voxels, got {config.region_voxels}"
-        )
-    if not config.place_voxels >= 0:
-        raise InputError(
-            f"mask transformer: expected place_voxels of 0 or more, got {config.place_voxels}"
         )
     if config.width % config.heads or config.width % 2:
         raise InputError(
