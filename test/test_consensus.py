@@ -1,4 +1,4 @@
-"""Two lists of instances become one."""
+"""Several lists of instances become one."""
 
 import numpy as np
 import pytest
@@ -9,16 +9,16 @@ from unscene_ros.consensus import ConsensusConfig, agree
 from unscene_ros.scene import InputError, Instances
 
 SIZES = np.array([10, 10, 20, 5])
-ALL = ConsensusConfig(training_free_share=0.5, max_overlap=1.0, min_score=0.0)
+HALVES = (0.5, 0.5)
 
 
 def instances(*masks, scores, class_ids=None):
     """Masks as texts: "1100" holds the first two of four segments."""
-    rows = np.array([[digit == "1" for digit in mask] for mask in masks], bool).reshape(
-        -1, len(SIZES)
-    )
+    rows = np.array([[digit == "1" for digit in mask] for mask in masks], bool)
     ids = np.full(len(rows), -1) if class_ids is None else np.array(class_ids)
-    return Instances(rows, np.array(scores, np.float32), ids.astype(np.int32))
+    return Instances(
+        rows.reshape(-1, len(SIZES)), np.array(scores, np.float32), ids.astype(np.int32)
+    )
 
 
 def texts(found):
@@ -29,47 +29,47 @@ NOTHING = instances(scores=[])
 
 
 def test_what_both_see_comes_before_what_one_sees_alone():
-    network = instances("1000", "0010", scores=[0.8, 0.6])
-    training_free = instances("0010", "0001", scores=[0.6, 0.8])
-    found = agree(network, training_free, SIZES, ConsensusConfig(0.5, min_score=0.0))
+    first = instances("1000", "0010", scores=[0.8, 0.6])
+    second = instances("0010", "0001", scores=[0.6, 0.8])
+    found = agree([first, second], HALVES, SIZES, max_overlap=0.5)
     assert texts(found) == ["0010", "1000", "0001"]
     np.testing.assert_allclose(found.scores, [0.6, 0.4, 0.4], rtol=1e-6)
 
 
 def test_a_similar_mask_supports_by_the_square_of_its_overlap():
-    found = agree(instances("1100", scores=[1.0]), instances("1110", scores=[0.5]), SIZES, ALL)
+    lists = instances("1100", scores=[1.0]), instances("1110", scores=[0.5])
+    found = agree(lists, HALVES, SIZES, max_overlap=1)
     overlap = 20 / 40
     assert texts(found) == ["1100", "1110"]
     expected = [0.5 * 1.0 + 0.5 * overlap**2 * 0.5, 0.5 * overlap**2 * 1.0 + 0.5 * 0.5]
     np.testing.assert_allclose(found.scores, expected, rtol=1e-6)
 
 
-def test_the_share_decides_whom_to_believe():
+def test_the_shares_decide_whom_to_believe():
     lists = instances("1000", scores=[0.9]), instances("0100", scores=[0.8])
-    assert texts(agree(*lists, SIZES, ConsensusConfig(0.9, min_score=0.5))) == ["0100"]
-    assert texts(agree(*lists, SIZES, ConsensusConfig(0.1, min_score=0.5))) == ["1000"]
+    assert texts(agree(lists, (0.1, 0.9), SIZES, 1, min_score=0.5)) == ["0100"]
+    assert texts(agree(lists, (0.9, 0.1), SIZES, 1, min_score=0.5)) == ["1000"]
 
 
-def test_classes_are_those_of_the_network():
-    network = instances("1000", "0010", scores=[0.5, 0.5], class_ids=[7, 3])
-    training_free = instances("1100", "0001", scores=[0.9, 0.4])
-    found = agree(network, training_free, SIZES, ALL)
+def test_classes_are_those_of_the_surest_mask_that_has_one():
+    named = instances("1000", "0010", scores=[0.5, 0.5], class_ids=[7, 3])
+    unnamed = instances("1100", "0001", scores=[0.9, 0.4])
+    surer = instances("0010", scores=[0.6], class_ids=[4])
+    found = agree([named, unnamed, surer], (0.4, 0.3, 0.3), SIZES, max_overlap=0.9)
     of_mask = dict(zip(texts(found), found.class_ids.tolist(), strict=True))
-    assert of_mask == {"1000": 7, "0010": 3, "1100": 7, "0001": -1}
+    assert of_mask == {"1000": 7, "0010": 4, "1100": 7, "0001": -1}
 
 
-def test_one_list_may_be_empty():
+def test_lists_may_be_empty():
     some = instances("1000", "0011", scores=[0.5, 0.9])
-    assert texts(agree(some, NOTHING, SIZES, ALL)) == ["0011", "1000"]
-    assert texts(agree(NOTHING, some, SIZES, ALL)) == ["0011", "1000"]
-    assert texts(agree(NOTHING, NOTHING, SIZES, ALL)) == []
-    assert agree(NOTHING, NOTHING, SIZES, ALL).masks.shape == (0, len(SIZES))
+    assert texts(agree([some, NOTHING], HALVES, SIZES, 1)) == ["0011", "1000"]
+    assert texts(agree([NOTHING, some], HALVES, SIZES, 1)) == ["0011", "1000"]
+    assert agree([NOTHING, NOTHING], HALVES, SIZES, 1).masks.shape == (0, len(SIZES))
 
 
 def test_no_more_are_kept_than_asked_for():
     some = instances("1000", "0100", "0010", scores=[0.5, 0.9, 0.7])
-    config = ConsensusConfig(0.0, min_score=0.0, max_instances=2)
-    assert texts(agree(some, NOTHING, SIZES, config)) == ["0100", "0010"]
+    assert texts(agree([some], [1], SIZES, 1, max_instances=2)) == ["0100", "0010"]
 
 
 lists = st.lists(
@@ -80,7 +80,7 @@ lists = st.lists(
 
 @given(lists, lists, st.floats(0, 1), st.floats(0, 1))
 def test_scores_fall_and_no_two_masks_overlap_more_than_allowed(first, second, share, overlap):
-    found = agree(first, second, SIZES, ConsensusConfig(share, overlap, min_score=0.0))
+    found = agree([first, second], (share, 1 - share), SIZES, overlap)
     assert (np.diff(found.scores) <= 0).all()
     assert (found.scores >= 0).all() and (found.scores <= 1 + 1e-6).all()
     for i, one in enumerate(found.masks):
@@ -90,8 +90,12 @@ def test_scores_fall_and_no_two_masks_overlap_more_than_allowed(first, second, s
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"training_free_share": 1.1}, {"min_score": -0.1}, {"max_instances": -1}]
-)
+    "wrong",
+    [
+        {"training_free_share": 1.1}, {"min_score": -0.1}, {"max_instances": -1},
+        {"network_scales": ()}, {"network_scales": (1.0, float("nan"))},
+    ],
+)  # fmt: skip
 def test_settings_without_meaning_are_refused(wrong):
     with pytest.raises(InputError, match=f"segmentation.consensus.{next(iter(wrong))}: expected"):
         ConsensusConfig(**wrong)

@@ -17,7 +17,7 @@ from unscene_ros.models.checkpoint import save_checkpoint
 from unscene_ros.models.instance_network import InstanceNetwork, InstanceNetworkConfig
 from unscene_ros.models.mask_transformer import MaskTransformerConfig
 from unscene_ros.models.sparse_unet import SparseUNet, SparseUNetConfig
-from unscene_ros.oversegmentation import OversegmentationConfig
+from unscene_ros.oversegmentation import OversegmentationConfig, oversegment
 from unscene_ros.pipeline import PipelineConfig, segment_mesh
 from unscene_ros.replay import segment_file
 from unscene_ros.scene import InputError, Mesh
@@ -95,22 +95,33 @@ def test_pictures_change_nothing_for_a_network(checkpoint, mesh):
     np.testing.assert_array_equal(beside.scores, without.scores)
 
 
-def test_a_network_and_the_training_free_segmenter_work_together(checkpoint, mesh):
+def test_a_network_in_several_scales_and_the_training_free_segmenter_agree(checkpoint, mesh):
     segmenter = load_segmenter(f"consensus:{checkpoint}", ALL)
     assert isinstance(segmenter, ConsensusSegmenter)
     segments, instances = segment_mesh(mesh, segmenter, small_frames(2))
-    both = (
-        load_segmenter(checkpoint, ALL).segment(mesh, segments),
-        TrainingFreeSegmenter(TrainingFreeConfig(min_score=0)).segment(
-            mesh, segments, small_frames(2)
-        ),
-    )
+    network = NetworkSegmenter(checkpoint, EVERYTHING)
+    training_free = TrainingFreeSegmenter(TrainingFreeConfig(min_score=0))
+    lists = [
+        network.segment(mesh, segments),
+        network.segment_scaled(mesh, segments, 0.7),
+        training_free.segment(mesh, segments, small_frames(2)),
+    ]
     sizes = np.bincount(segments.of_vertex, minlength=segments.count)
-    expected = agree(*both, sizes, ALL.consensus)
-    assert len(expected.masks) and all(len(found.masks) for found in both)
+    expected = agree(lists, (0.15, 0.15, 0.7), sizes, ALL.consensus.max_overlap)
+    assert len(expected.masks) and all(len(found.masks) for found in lists)
     np.testing.assert_array_equal(instances.masks, expected.masks)
     np.testing.assert_allclose(instances.scores, expected.scores, rtol=1e-5)
     assert str(segmenter).endswith(", with the training-free segmenter")
+
+
+def test_a_scaled_scene_is_looked_at_as_if_it_were_so_large(checkpoint, network, mesh):
+    segmenter = NetworkSegmenter(checkpoint, dataclasses.replace(EVERYTHING, min_area_m2=0.02))
+    segments = oversegment(mesh, SHARED.oversegmentation)
+    smaller = dataclasses.replace(mesh, vertices=mesh.vertices * np.float32(0.5))
+    config = dataclasses.replace(EVERYTHING, min_area_m2=0.02 / 4, part_gap_m=0.05 / 2)
+    direct = infer(network.eval(), SHARED.voxels, smaller, segments, config)
+    found = segmenter.segment_scaled(mesh, segments, 0.5)
+    np.testing.assert_array_equal(found.masks, direct.masks)
 
 
 def test_its_text_names_file_device_and_backend(checkpoint):

@@ -119,7 +119,23 @@ class NetworkSegmenter:
 
     def segment(self, mesh: Mesh, segments: Segments, keyframes: Sequence[Frame] = ()) -> Instances:
         """Instances by falling score; the network sees the mesh alone, not the keyframes."""
-        return infer(self._network, self.voxels, mesh, segments, self.config)
+        return self.segment_scaled(mesh, segments, 1.0)
+
+    def segment_scaled(self, mesh: Mesh, segments: Segments, scale: float) -> Instances:
+        """What it finds when the scene is as many times as large; the settings stay in true metres.
+
+        The pieces that a large map is looked at in are of the network's metres, as their size is
+        what it was trained on.
+        """
+        config = self.config
+        if scale != 1:
+            mesh = replace(mesh, vertices=mesh.vertices * np.float32(scale))
+            config = replace(
+                config,
+                min_area_m2=config.min_area_m2 * scale**2,
+                part_gap_m=config.part_gap_m * scale,
+            )
+        return infer(self._network, self.voxels, mesh, segments, config)
 
 
 class ConsensusSegmenter:
@@ -140,11 +156,18 @@ class ConsensusSegmenter:
 
     def segment(self, mesh: Mesh, segments: Segments, keyframes: Sequence[Frame] = ()) -> Instances:
         """Instances by falling score; only the training-free segmenter looks at the keyframes."""
+        config = self.config
+        scales, share = config.network_scales, config.training_free_share
         return agree(
-            self._network.segment(mesh, segments),
-            self._training_free.segment(mesh, segments, keyframes),
+            [
+                *(self._network.segment_scaled(mesh, segments, scale) for scale in scales),
+                self._training_free.segment(mesh, segments, keyframes),
+            ],
+            [*[(1 - share) / len(scales)] * len(scales), share],
             np.bincount(segments.of_vertex, minlength=segments.count),
-            self.config,
+            config.max_overlap,
+            config.min_score,
+            config.max_instances,
         )
 
 
