@@ -35,10 +35,12 @@ setup(
         "rosbags",
         "rich",
         "psutil",
+        "torch",
+        "safetensors",
         "PyYAML",
     ],
     extras_require={
-        "learning": ["torch", "transformers", "safetensors", "scikit-learn", "tensorboard"],
+        "learning": ["transformers", "scikit-learn", "tensorboard"],
         "cluster": ["ray"],
         "test": [
             "pytest",

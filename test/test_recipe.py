@@ -16,8 +16,10 @@ from training.unscene3d.recipe import (
     recipe_hash,
 )
 from training.unscene3d.recipe import recipe as recipe_of
+from unscene_ros.models.checkpoint import load_checkpoint
 from unscene_ros.models.instance_network import InstanceNetwork
 from unscene_ros.scene import InputError
+from unscene_ros.segmentation import SHIPPED_CHECKPOINT
 from unscene_ros.settings import from_dict, to_dict
 
 NAMES = sorted(RECIPES)
@@ -94,6 +96,13 @@ def test_the_parts_of_a_recipe_fit_together(name):
 def test_the_default_of_every_setting_is_the_recipe_default():
     assert RECIPES["default"] == UnScene3DConfig() == chosen()
     assert len({recipe_hash(recipe) for recipe in RECIPES.values()}) == len(RECIPES)
+
+
+def test_the_network_in_the_package_was_made_by_the_recipe_small():
+    checkpoint = load_checkpoint(SHIPPED_CHECKPOINT)
+    assert checkpoint.settings["recipe_hash"] == recipe_hash(RECIPES["small"])
+    assert checkpoint.provenance["rounds"] == RECIPES["small"].rounds
+    assert SHIPPED_CHECKPOINT.stat().st_size <= 20_000_000
 
 
 def test_a_file_changes_the_recipe_and_the_command_line_changes_both(tmp_path):

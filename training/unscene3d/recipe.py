@@ -132,12 +132,11 @@ SMALL = UnScene3DConfig(
         start_cost=2.0,
         quality_weight=2.0,
     ),
-    rounds=2,  # that an hour allows
     first_round=LearnerConfig(
         steps=5000, batch_size=1, learning_rate=1e-3, max_gradient_norm=1.0, checkpoint_every=100
     ),
     later_rounds=LearnerConfig(
-        steps=800, batch_size=1, learning_rate=5e-4, max_gradient_norm=1.0, checkpoint_every=100
+        steps=400, batch_size=1, learning_rate=1e-4, max_gradient_norm=1.0, checkpoint_every=100
     ),
     export=ExportConfig(
         inference=InferenceConfig(min_score=0.1, max_overlap=0.4), min_confirmation=0.3
