@@ -1,9 +1,9 @@
 """Several lists of instances over the same segments -> one, in which all have a say on each mask.
 
 A network knows objects like those it has learned from, the training-free segmenter the borders of
-this very scene. What both see is nearly always an object, and what one of them alone sees is not
-lost. Boxes of several detectors are combined in the same spirit (Solovyev et al., "Weighted boxes
-fusion", Image and Vision Computing 2021).
+this very scene. What both see comes first, and what one of them alone sees is not lost. Boxes of
+several detectors are combined in the same spirit (Solovyev et al., "Weighted boxes fusion", Image
+and Vision Computing 2021).
 """
 
 from __future__ import annotations

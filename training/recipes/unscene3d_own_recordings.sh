@@ -27,6 +27,6 @@ step training.unscene3d.pseudo_masks "$library" "${settings[@]}" "${workers[@]}"
 step training.unscene3d.rounds "$library" "${settings[@]}" "${workers[@]}" "${initial[@]}" -o "$run"
 if [[ -e $run/checkpoint.safetensors ]]; then
     echo "look at it: unscene replay ${recordings[0]} -o output/mine" \
-        "--segmenter $run/checkpoint.safetensors"
+        "--segmenter consensus:$run/checkpoint.safetensors"
 fi
 exit "$failed"

@@ -27,5 +27,6 @@ step training.unscene3d.rounds "$library" --split train "${settings[@]}" "${work
 
 # What it is worth on rooms that were never looked at.
 step training.probes.average_precision "$library" --split held_out -o "$library/held_out.json" \
-    "training_free=training-free" "rounds=rounds:$library/run"
+    "training_free=training-free" "rounds=rounds:$library/run" \
+    "default=consensus:$library/run/checkpoint.safetensors"
 exit "$failed"

@@ -7,8 +7,8 @@
 # SCANNET_ROOT: scans/ with .sens, meshes and labels, the label map, and the official lists
 # scannetv2_train.txt and scannetv2_val.txt. CSC_WEIGHTS: Contrastive Scene Contexts, pre-trained on
 # ScanNet without labels (Res16UNet34C, 2 cm). DINO's weights are downloaded when they are needed.
-# STEP: data, table1, table2, table3, table4, table5; default all of them. Tables are printed and written to
-# OUTPUT/tables, once as the paper counts (compat: walls are objects too) and once without walls.
+# STEP: data, table1, table2, table3, table4, table5; default all of them. Tables are printed and
+# written to OUTPUT/tables, once as the paper counts (compat: walls are objects too) and once without.
 # Variables change it: GPUS (of this machine), WORKERS, IMPORT_OPTIONS (of training.scans.scannet),
 # RECIPE ("paper"; "default" has what is known to be better) and SETTINGS, as in
 #   GPUS=4 SETTINGS="seed=1" training/recipes/unscene3d_scannet.sh ...
