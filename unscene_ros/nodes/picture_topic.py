@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from std_msgs.msg import Header
 
 from unscene_ros.nodes import qos
 from unscene_ros.nodes.conversions import picture_from_msg, stamp_ns_of
@@ -20,7 +24,27 @@ Transport = Literal["auto", "raw", "compressed"]
 
 LOOK_FOR_PUBLISHERS_S = 0.5
 MAX_EARLY = 30  # pictures kept until their first CameraInfo
+NEWEST_STAMPS = 40
 COMPRESSED_NAME = {"rgb": "compressed", "depth": "compressedDepth"}
+
+
+@dataclass(slots=True)
+class Arrivals:
+    """What has come on a topic: how much, and what the newest message said of itself."""
+
+    count: int = 0
+    at_s: float = -math.inf  # when the newest came, on the monotonic clock
+    stamps_ns: deque[int] = field(default_factory=lambda: deque(maxlen=NEWEST_STAMPS))
+    frame_id: str = ""
+    encoding: str = ""  # or the format of a compressed picture
+
+    def add(self, header: Header, encoding: str = "") -> None:
+        """Notes one message that has come now."""
+        self.count += 1
+        self.at_s = time.monotonic()
+        self.stamps_ns.append(stamp_ns_of(header))
+        self.frame_id = header.frame_id
+        self.encoding = encoding
 
 
 class PictureTopic:
@@ -43,9 +67,11 @@ class PictureTopic:
 
         `drop(reason, explanation)` is called for each picture that `take` will not get.
 
-        `topic` is the resolved name of the raw topic, `received` the number of pictures.
+        `topic` and `info_topic` are the resolved names, of the raw pictures and of CameraInfo;
+        `pictures` and `infos` tell what has come.
         """
-        self.received = 0
+        self.pictures = Arrivals()
+        self.infos = Arrivals()
         self._node = node
         self._take = take
         self._drop = drop
@@ -57,8 +83,8 @@ class PictureTopic:
         # Remapping the raw topic moves the compressed one along, as image_transport does it.
         self.topic = node.resolve_topic_name(f"{kind}/image")
         self._compressed_topic = f"{self.topic}/{COMPRESSED_NAME[kind]}"
-        self._info_topic = node.resolve_topic_name(f"{kind}/camera_info")
-        node.create_subscription(CameraInfo, self._info_topic, self._take_info, qos.SENSOR)
+        self.info_topic = node.resolve_topic_name(f"{kind}/camera_info")
+        node.create_subscription(CameraInfo, self.info_topic, self._take_info, qos.SENSOR)
         self._subscription = self._subscribe(compressed=transport == "compressed")
         if transport == "auto":
             self._look_timer = node.create_timer(
@@ -66,6 +92,21 @@ class PictureTopic:
                 self._look_for_compressed,
                 clock=Clock(clock_type=ClockType.STEADY_TIME),
             )
+
+    @property
+    def received(self) -> int:
+        """The number of pictures."""
+        return self.pictures.count
+
+    @property
+    def subscribed_topic(self) -> str:
+        """The topic that pictures are taken from now, raw or compressed."""
+        return self._subscription.topic_name
+
+    @property
+    def info_problem(self) -> str:
+        """What is wrong with CameraInfo; empty when one was usable."""
+        return "" if self._calibration else self._calibration_problem
 
     def _subscribe(self, compressed: bool):
         message_type = CompressedImage if compressed else Image
@@ -83,6 +124,7 @@ class PictureTopic:
             self._look_timer.cancel()
 
     def _take_info(self, message: CameraInfo) -> None:
+        self.infos.add(message.header)
         try:
             new = Calibration.from_camera_info(message, is_rectified(self.topic))
         except InputError as error:
@@ -95,7 +137,8 @@ class PictureTopic:
             self._take(picture_from_msg(self._kind, self._early.popleft(), self._calibration))
 
     def _take_image(self, message: Image | CompressedImage) -> None:
-        self.received += 1
+        compressed = isinstance(message, CompressedImage)
+        self.pictures.add(message.header, message.format if compressed else message.encoding)
         if self._calibration is not None:
             self._take(picture_from_msg(self._kind, message, self._calibration))
             return
@@ -107,5 +150,5 @@ class PictureTopic:
             self._drop(
                 "no CameraInfo",
                 f"{self._kind} picture at {oldest_ns / 1e9:.3f} s: no usable CameraInfo on "
-                f"'{self._info_topic}' ({self._calibration_problem})",
+                f"'{self.info_topic}' ({self._calibration_problem})",
             )
