@@ -1,3 +1,4 @@
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -6,8 +7,9 @@ import rclpy
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from unscene_ros.nodes.parameters import declare, field_comments
+from unscene_ros.nodes.parameters import changed, declare, field_comments
 from unscene_ros.scene import InputError
+from unscene_ros.settings import within
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,8 @@ class CarConfig:
     """A car."""
 
     name: str = "beetle"  # on the plate
-    seats: int = 4
+    seats: int = within(4, 1, 9)
+    top_speed_kmh: float = within(120.0, 0)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
 
@@ -64,12 +67,6 @@ def test_a_file_and_the_command_line_override_fields_of_sections(node_with, key)
     assert node.get_parameter("engine.power_kw").value == 7.0
 
 
-def test_a_prefix_puts_all_parameters_below_it(node_with):
-    node = node_with("", "front.power_kw:=9.0", "back.anything:=1")
-    assert declare(node, EngineConfig, "front").power_kw == 9.0
-    assert node.has_parameter("front.side")
-
-
 @pytest.mark.parametrize(
     ("parameter", "words"),
     [
@@ -105,3 +102,22 @@ def test_a_parameter_cannot_be_changed_without_effect(node_with):
     declare(node, CarConfig)
     [result] = node.set_parameters([Parameter("seats", value=2)])
     assert not result.successful
+
+
+def test_ranges_are_shown_to_tools(node_with):
+    node = node_with()
+    declare(node, CarConfig)
+    [seats] = node.describe_parameter("seats").integer_range
+    assert (seats.from_value, seats.to_value) == (1, 9)
+    [speed] = node.describe_parameter("top_speed_kmh").floating_point_range
+    assert (speed.from_value, speed.to_value) == (0.0, sys.float_info.max)
+    assert not node.describe_parameter("name").integer_range
+
+
+def test_changed_parameters_make_a_new_config(node_with):
+    node_with()
+    parameters = [Parameter("engine.power_kw", value=9.0), Parameter("engine.gears", value=[3.0])]
+    config = changed(CarConfig(seats=2), parameters)
+    assert config == CarConfig(seats=2, engine=EngineConfig(9.0, "left", (3.0,)))
+    with pytest.raises(InputError, match="one of left, right"):
+        changed(config, [Parameter("engine.side", value="top")])
