@@ -36,6 +36,42 @@ def test_measure_counts_at_least_the_time_of_the_block_even_when_it_raises():
     assert latency.summary()["broken"]["max"] >= 20
 
 
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_rate_and_percentiles_are_of_the_recent_past_alone():
+    clock = Clock()
+    latency = Latency(clock)
+    latency.add("fusion", 9.0)
+    latency.add("meshing", 9.0)
+    for clock.now in range(1, 31):
+        latency.add("fusion", clock.now / 1000)
+    assert latency.recent(10.0) == {
+        "fusion": {"rate_hz": 1.0, "p50_ms": pytest.approx(25.5), "p95_ms": pytest.approx(29.55)},
+        "meshing": {"rate_hz": 0.0},
+    }
+
+
+def test_the_rate_of_a_run_shorter_than_the_period_counts_the_time_it_has_lasted():
+    clock = Clock()
+    latency = Latency(clock)
+    for clock.now in (0.5, 1.0, 1.5, 2.0):
+        latency.add("fusion", 0.1)
+    assert latency.recent(10.0)["fusion"]["rate_hz"] == 2.0
+
+
+def test_a_block_is_recent_by_its_end():
+    clock = Clock()
+    latency = Latency(clock)
+    with latency.measure("segmentation"):
+        clock.now = 60.0
+    assert latency.recent(10.0)["segmentation"]["p50_ms"] == pytest.approx(60_000)
+
+
 def test_only_the_newest_durations_are_kept():
     latency = Latency()
     latency.add("fusion", 100.0)
