@@ -241,6 +241,16 @@ def test_knows_what_moves():
     assert tree.frames == {"map", "base", "camera", "wall", "clock"}
 
 
+def test_tells_the_newest_stamp_of_what_moves():
+    tree = TransformTree()
+    tree.add("base", "camera", 99, shift(0), static=True)
+    assert tree.newest_ns is None
+    tree.add("map", "base", 7, shift(0))
+    tree.add("odom", "wheel", 5, shift(0))
+    assert tree.newest_ns == 7
+    assert PoseTrack().newest_ns is None
+
+
 @pytest.mark.parametrize(("parent", "child"), [("a", "a"), ("", "a"), ("a", "/")])
 def test_refuses_a_transform_without_two_frames(parent, child):
     with pytest.raises(InputError, match="expected two frames"):

@@ -77,6 +77,11 @@ class PoseTrack:
     def __len__(self) -> int:
         return len(self._stamps)
 
+    @property
+    def newest_ns(self) -> int | None:
+        """The stamp of the newest pose."""
+        return self._stamps[-1] if self._stamps else None
+
     def add(self, stamp_ns: int, pose: np.ndarray) -> None:
         """Adds a pose (4, 4); samples may overtake each other, the later word on a stamp wins.
 
@@ -141,6 +146,12 @@ class TransformTree:
     def frames(self) -> set[str]:
         """Every frame that was named so far."""
         return {*self._parent_of, *self._parent_of.values()}
+
+    @property
+    def newest_ns(self) -> int | None:
+        """The newest stamp of all moving transforms; None where nothing moves."""
+        tracks = (edge for edge in self._parent_from.values() if isinstance(edge, PoseTrack))
+        return max((t.newest_ns for t in tracks if t.newest_ns is not None), default=None)
 
     def moves(self, frame: str) -> bool:
         """Whether any transform between `frame` and the root of its tree is a moving one."""
