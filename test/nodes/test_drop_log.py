@@ -1,3 +1,4 @@
+from unscene_ros.nodes.diagnostics import Problem
 from unscene_ros.nodes.drop_log import WARNING_PERIOD_S, DropLog
 
 
@@ -33,10 +34,20 @@ def test_a_warning_without_a_drop_is_not_counted():
 
 def test_news_are_what_was_dropped_since_the_last_news():
     drops = DropLog(lambda text: None)
-    assert drops.news() == ""
+    assert drops.news() == []
     drops.add("no transform", "")
     drops.add("no transform", "")
-    assert drops.news() == "dropped: 2 no transform"
-    assert drops.news() == ""
+    assert drops.news() == [Problem("warn", "dropped: 2 no transform")]
+    assert drops.news() == []
     drops.add("too slow", "")
-    assert drops.news() == "dropped: 1 too slow"
+    assert drops.news() == [Problem("warn", "dropped: 1 too slow")]
+
+
+def test_recent_are_the_reasons_of_the_last_seconds_each_with_its_newest_explanation():
+    clock = Clock()
+    drops = DropLog(lambda text: None, clock)
+    drops.add("too slow", "long ago")
+    drops.add("no transform", "first")
+    clock.now = 10.0
+    drops.add("no transform", "second")
+    assert drops.recent(5.0) == {"no transform": "second"}

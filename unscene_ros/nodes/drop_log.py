@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from unscene_ros.nodes.diagnostics import Problem
 from unscene_ros.synchronization import Drops
 
 WARNING_PERIOD_S = 5.0
@@ -25,12 +26,14 @@ class DropLog(Drops):
         self._clock = clock
         self._warned_at: dict[str, float] = {}
         self._reported: dict[str, int] = {}
+        self._newest: dict[str, tuple[float, str]] = {}  # by reason: when, and its explanation
         self._lock = threading.Lock()
 
     def add(self, reason: str, explanation: str) -> None:
         """Counts one drop; `explanation` says what was wrong and what to do."""
         with self._lock:
             super().add(reason, explanation)
+            self._newest[reason] = self._clock(), explanation
         self.warn(f"dropped, {reason}", f"{explanation} ({self.counts[reason]} so far)")
 
     def warn(self, subject: str, text: str) -> None:
@@ -42,11 +45,17 @@ class DropLog(Drops):
             self._warned_at[subject] = now
         self._warn(f"{subject}: {text}")
 
-    def news(self) -> str:
-        """What was dropped since the last call, in one line; empty when nothing was."""
+    def recent(self, period_s: float) -> dict[str, str]:
+        """The newest explanation of each reason that left something out in the last period."""
+        with self._lock:
+            since = self._clock() - period_s
+            return {reason: text for reason, (at, text) in self._newest.items() if at >= since}
+
+    def news(self) -> list[Problem]:
+        """A warning of what was dropped since the last call, in one line; none for nothing."""
         with self._lock:
             counts, before = dict(self.counts), self._reported
             self._reported = counts
         new = {reason: count - before.get(reason, 0) for reason, count in counts.items()}
         listed = ", ".join(f"{count} {reason}" for reason, count in new.items() if count)
-        return f"dropped: {listed}" if listed else ""
+        return [Problem("warn", f"dropped: {listed}")] if listed else []
