@@ -155,8 +155,9 @@ def test_a_transform_becomes_parent_from_child():
 
 @pytest.mark.parametrize("mesh", [box_mesh(), Mesh.empty()], ids=["box", "empty"])
 def test_a_mesh_comes_back(mesh):
-    message = sent(conversions.mesh_to_msg(mesh, conversions.make_header("map", STAMP_NS), 3))
-    assert (message.header.frame_id, message.revision) == ("map", 3)
+    header = conversions.make_header("map", STAMP_NS)
+    message = sent(conversions.mesh_to_msg(mesh, header, 3, map_id="4f3a"))
+    assert (message.header.frame_id, message.map_id, message.revision) == ("map", "4f3a", 3)
     assert_same_mesh(conversions.mesh_from_msg(message), mesh)
 
 
@@ -207,15 +208,17 @@ def box_instances():
     return mesh, segments, Instances(masks, scores, class_ids), np.array([7, 9], np.int32)
 
 
-def instances_msg(mesh, segments, instances, track_ids):
-    map_message = conversions.mesh_to_msg(mesh, conversions.make_header("map", STAMP_NS), 5)
-    return sent(conversions.instances_to_msg(map_message, mesh, segments, instances, track_ids))
+def instances_msg(*parts, **more):
+    """`parts` are those of box_instances."""
+    header = conversions.make_header("map", STAMP_NS)
+    map_message = conversions.mesh_to_msg(parts[0], header, 5, map_id="4f3a")
+    return sent(conversions.instances_to_msg(map_message, *parts, **more))
 
 
 def test_instances_come_back_with_their_ids():
     mesh, segments, instances, track_ids = box_instances()
     message = instances_msg(mesh, segments, instances, track_ids)
-    assert (message.header.frame_id, message.map_revision) == ("map", 5)
+    assert (message.header.frame_id, message.map_id, message.map_revision) == ("map", "4f3a", 5)
     back_segments, back, back_ids = conversions.instances_from_msg(message)
     np.testing.assert_array_equal(back_segments.of_vertex, segments.of_vertex)
     np.testing.assert_array_equal(back.masks, instances.masks)
@@ -235,6 +238,19 @@ def test_an_instance_says_the_box_around_its_vertices():
     turn = low.pose.orientation
     assert 2 * np.arctan2(turn.z, turn.w) == pytest.approx(box.yaw_rad)
     assert (single.id, single.vertex_count) == (9, 1)
+
+
+def test_an_instance_says_when_it_was_seen_and_what_it_is():
+    unknown, nameless = instances_msg(*box_instances()).instances
+    assert unknown.last_seen == nameless.last_seen == conversions.make_time(STAMP_NS)
+    assert (unknown.class_name, nameless.class_name) == ("object", "class 4")
+    names = ["wall", "floor", "chair", "table", "door"]
+    unknown, named = instances_msg(*box_instances(), class_names=names).instances
+    assert (unknown.class_name, named.class_name) == ("object", "door")
+
+
+def test_instances_that_are_gone_are_told():
+    assert instances_msg(*box_instances(), gone_ids=[3, 12]).gone_ids.tolist() == [3, 12]
 
 
 def test_no_instances_in_an_empty_map_come_back():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import array
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -34,6 +34,7 @@ except (ImportError, AttributeError):  # AttributeError: a cv_bridge built for a
     CvBridge = None
 
 KEYFRAME_JPEG_QUALITY = 90
+UNKNOWN_CLASS = "object"
 
 
 # Headers
@@ -117,10 +118,11 @@ def _cv_bridge_picture(message: Image, encoding: str) -> np.ndarray:
 # The map
 
 
-def mesh_to_msg(mesh: Mesh, header: Header, revision: int) -> MeshMsg:
+def mesh_to_msg(mesh: Mesh, header: Header, revision: int, map_id: str = "") -> MeshMsg:
     """The whole mesh as flat arrays; `header` says its world frame and its newest frame."""
     return MeshMsg(
         header=header,
+        map_id=map_id,
         revision=revision,
         vertices=_packed("f", mesh.vertices),
         normals=_packed("f", mesh.normals),
@@ -173,17 +175,31 @@ def instances_to_msg(
     segments: Segments,
     instances: Instances,
     track_ids: np.ndarray,
+    gone_ids: Iterable[int] = (),
+    class_names: Sequence[str] = (),
 ) -> InstanceArray:
-    """Everything known about the objects of one published map, with track_ids (N,) as their ids."""
+    """Everything known about the objects of one published map, with track_ids (N,) as their ids.
+
+    `gone_ids` are of objects whose surface has vanished; `class_names` are indexed by class id.
+    """
     return InstanceArray(
         header=map_message.header,
+        map_id=map_message.map_id,
         map_revision=map_message.revision,
         instances=[
-            _instance(mesh.vertices[mask[segments.of_vertex]], score, class_id, track_id)
+            Instance(
+                id=int(track_id),
+                class_id=int(class_id),
+                class_name=class_name(int(class_id), class_names),
+                score=float(score),
+                last_seen=map_message.header.stamp,
+                **_extent(mesh.vertices[mask[segments.of_vertex]]),
+            )
             for mask, score, class_id, track_id in zip(
                 instances.masks, instances.scores, instances.class_ids, track_ids, strict=True
             )
         ],
+        gone_ids=list(gone_ids),
         instance_of_vertex=_packed("i", instances.of_vertex(segments)),
         segment_of_vertex=_packed("i", segments.of_vertex),
     )
@@ -219,21 +235,26 @@ def instances_from_msg(message: InstanceArray) -> tuple[Segments, Instances, np.
     return segments, Instances(masks, scores, class_ids), track_ids
 
 
-def _instance(points: np.ndarray, score: float, class_id: int, track_id: int) -> Instance:
+def class_name(class_id: int, class_names: Sequence[str]) -> str:
+    """What to call an object of this class, also where nobody has named it."""
+    if class_id < 0:
+        return UNKNOWN_CLASS
+    return class_names[class_id] if class_id < len(class_names) else f"class {class_id}"
+
+
+def _extent(points: np.ndarray) -> dict[str, Any]:
+    """The fields of an Instance that tell where it is and how large."""
     box = upright_box(points)
     x, y, z = box.center
     width, depth, height = box.size
-    return Instance(
-        id=int(track_id),
-        class_id=int(class_id),
-        score=float(score),
-        vertex_count=len(points),
-        pose=Pose(
+    return {
+        "vertex_count": len(points),
+        "pose": Pose(
             position=Point(x=x, y=y, z=z),
             orientation=Quaternion(z=np.sin(box.yaw_rad / 2), w=np.cos(box.yaw_rad / 2)),
         ),
-        size=Vector3(x=width, y=depth, z=height),
-    )
+        "size": Vector3(x=width, y=depth, z=height),
+    }
 
 
 # Arrays
