@@ -9,17 +9,18 @@ from visualization_msgs.msg import Marker, MarkerArray
 from unscene_ros.nodes import display
 from unscene_ros.nodes.conversions import make_header
 from unscene_ros.nodes.mesh_chunks import MeshChunk
-from unscene_ros.palette import instance_colors
+from unscene_ros.palette import class_colors, instance_colors
 from unscene_ros.scene import Mesh
 
 RNG = np.random.default_rng(0)
 HEADER = make_header("map", 1_500_000_000)
 
 
-def instance(instance_id, height=0.5):
+def instance(instance_id, height=0.5, class_id=-1, class_name="object"):
     return Instance(
         id=instance_id,
-        class_id=-1,
+        class_id=class_id,
+        class_name=class_name,
         score=0.75,
         vertex_count=2,
         pose=Pose(position=Point(x=1.0, y=2.0, z=3.0)),
@@ -29,6 +30,10 @@ def instance(instance_id, height=0.5):
 
 def instances(*ids, **arrays):
     return InstanceArray(header=HEADER, instances=[instance(i) for i in ids], **arrays)
+
+
+def rgb_of(marker):
+    return [round(255 * value) for value in (marker.color.r, marker.color.g, marker.color.b)]
 
 
 def test_each_instance_gets_a_box_and_a_label_with_its_id():
@@ -42,11 +47,19 @@ def test_each_instance_gets_a_box_and_a_label_with_its_id():
     box, label = markers[:2]
     assert box.header == HEADER
     assert (box.scale.x, box.scale.y, box.scale.z) == (2.0, 1.0, 0.5)
-    red, green, blue = instance_colors(np.array([3]))[0] / 255
-    assert (box.color.r, box.color.g, box.color.b) == pytest.approx((red, green, blue), abs=1e-6)
+    assert rgb_of(box) == instance_colors(np.array([3]))[0].tolist()
     assert 0 < box.color.a < 1
     assert label.text == "#3  2.0×1.0×0.5 m  0.75"
+    assert rgb_of(label) == [255, 255, 255] and label.color.a == 1
     assert label.pose.position.z > 3.25
+
+
+def test_a_label_has_the_name_and_the_colour_of_a_known_class():
+    chair = instance(3, class_id=4, class_name="chair")
+    message = InstanceArray(header=HEADER, instances=[chair])
+    label = display.instances_to_markers(message, [], start_over=False).markers[1]
+    assert label.text == "#3  chair  2.0×1.0×0.5 m  0.75"
+    assert rgb_of(label) == class_colors(np.array([4]))[0].tolist()
 
 
 def test_vanished_instances_are_deleted_by_their_ids():

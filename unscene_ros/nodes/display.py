@@ -16,7 +16,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 
 from unscene_ros.msg import Instance, InstanceArray
 from unscene_ros.nodes.mesh_chunks import MeshChunk
-from unscene_ros.palette import instance_colors
+from unscene_ros.palette import class_colors, instance_colors
 from unscene_ros.scene import Mesh
 
 BOX_OPACITY = 0.35
@@ -42,6 +42,7 @@ def instances_to_markers(
 ) -> MarkerArray:
     """A box and a label for each instance, in namespaces `box` and `label`, with its id.
 
+    Boxes have the instance's colour, labels that of its class, white when this is unknown.
     `gone_ids` are deleted; `start_over` deletes everything that was ever shown first.
     """
     header = message.header
@@ -51,14 +52,16 @@ def instances_to_markers(
             Marker(header=header, ns=ns, id=instance_id, action=Marker.DELETE)
             for ns in ("box", "label")
         ]
-    colors = instance_colors(np.array([i.id for i in message.instances], np.int64)) / 255.0
-    for instance, color in zip(message.instances, colors.tolist(), strict=True):
-        markers += [_box(header, instance, color), _label(header, instance)]
+    of_instance = instance_colors(np.array([i.id for i in message.instances], np.int64))
+    of_class = class_colors(np.array([i.class_id for i in message.instances], np.int64))
+    for instance, box_color, text_color in zip(
+        message.instances, of_instance, of_class, strict=True
+    ):
+        markers += [_box(header, instance, box_color), _label(header, instance, text_color)]
     return MarkerArray(markers=markers)
 
 
-def _box(header: Header, instance: Instance, color: Sequence[float]) -> Marker:
-    red, green, blue = color
+def _box(header: Header, instance: Instance, color: np.ndarray) -> Marker:
     size = instance.size
     return Marker(
         header=header,
@@ -71,12 +74,13 @@ def _box(header: Header, instance: Instance, color: Sequence[float]) -> Marker:
             y=max(size.y, THINNEST_BOX_M),
             z=max(size.z, THINNEST_BOX_M),
         ),
-        color=ColorRGBA(r=red, g=green, b=blue, a=BOX_OPACITY),
+        color=_rgba(color, BOX_OPACITY),
     )
 
 
-def _label(header: Header, instance: Instance) -> Marker:
+def _label(header: Header, instance: Instance, color: np.ndarray) -> Marker:
     center, size = instance.pose.position, instance.size
+    name = f"#{instance.id}  {instance.class_name}" if instance.class_id >= 0 else f"#{instance.id}"
     above = Point(x=center.x, y=center.y, z=center.z + size.z / 2 + LABEL_HEIGHT_M)
     return Marker(
         header=header,
@@ -85,9 +89,14 @@ def _label(header: Header, instance: Instance) -> Marker:
         type=Marker.TEXT_VIEW_FACING,
         pose=Pose(position=above, orientation=Quaternion(w=1.0)),
         scale=Vector3(z=LABEL_HEIGHT_M),
-        color=ColorRGBA(r=1.0, g=1.0, b=1.0, a=1.0),
-        text=f"#{instance.id}  {size.x:.1f}×{size.y:.1f}×{size.z:.1f} m  {instance.score:.2f}",
+        color=_rgba(color, 1.0),
+        text=f"{name}  {size.x:.1f}×{size.y:.1f}×{size.z:.1f} m  {instance.score:.2f}",
     )
+
+
+def _rgba(color: np.ndarray, opacity: float) -> ColorRGBA:
+    red, green, blue = (color / 255.0).tolist()
+    return ColorRGBA(r=red, g=green, b=blue, a=opacity)
 
 
 def labelled_cloud_to_msg(mesh: Mesh, message: InstanceArray) -> PointCloud2:
