@@ -189,18 +189,22 @@ def _triangles(rows: np.ndarray) -> np.ndarray:
     return np.stack(fans, axis=1).reshape(-1, 3) if fans else np.zeros((0, 3), np.int64)
 
 
-def ply_bytes(mesh: Mesh) -> bytes:
-    """The mesh as a binary PLY with normals and colours."""
+def ply_bytes(mesh: Mesh, **integers: np.ndarray) -> bytes:
+    """The mesh as a binary PLY with normals, colours and (V,) int32 properties by their names."""
     header = (
         f"ply\nformat binary_little_endian 1.0\nelement vertex {len(mesh.vertices)}\n"
         + "".join(f"property float {name}\n" for name in ("x", "y", "z", "nx", "ny", "nz"))
         + "".join(f"property uchar {name}\n" for name in ("red", "green", "blue"))
+        + "".join(f"property int {name}\n" for name in integers)
         + f"element face {len(mesh.faces)}\nproperty list uchar int vertex_indices\nend_header\n"
     )
-    fields = [("position", "<f4", 3), ("normal", "<f4", 3), ("color", "u1", 3)]
+    fields: list[tuple] = [("position", "<f4", 3), ("normal", "<f4", 3), ("color", "u1", 3)]
+    fields += [(name, "<i4") for name in integers]
     vertices = np.empty(len(mesh.vertices), fields)
     vertices["position"], vertices["normal"] = mesh.vertices, mesh.normals
     vertices["color"] = mesh.colors
+    for name, values in integers.items():
+        vertices[name] = values
     faces = np.empty(len(mesh.faces), [("count", "u1"), ("corners", "<i4", 3)])
     faces["count"], faces["corners"] = 3, mesh.faces
     return header.encode() + vertices.tobytes() + faces.tobytes()
