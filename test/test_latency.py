@@ -1,3 +1,5 @@
+import json
+
 """Latency summaries against hand-computed percentiles."""
 
 import time
@@ -78,3 +80,11 @@ def test_only_the_newest_durations_are_kept():
     for _ in range(NEWEST_KEPT):
         latency.add("fusion", 0.001)
     assert latency.summary()["fusion"]["max"] == pytest.approx(1)
+
+
+def test_the_summary_is_saved_as_json(tmp_path):
+    latency = Latency()
+    latency.add("fusion", 0.25)
+    told = latency.save(tmp_path / "timings.json")
+    assert json.loads((tmp_path / "timings.json").read_text()) == latency.summary()
+    assert told == f"1 stages in {tmp_path / 'timings.json'}"

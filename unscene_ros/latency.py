@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
+
+from unscene_ros.storage import whole_file
 
 NEWEST_KEPT = 10_000  # durations of each stage, so that memory stays bounded on a long drive
 
@@ -42,6 +46,13 @@ class Latency:
             stage: _summary_ms([seconds for _, seconds in list(measured)])
             for stage, measured in list(self._measured.items())
         }
+
+    def save(self, path: Path) -> str:
+        """Writes the summary as JSON and says so; raises InputError when it cannot."""
+        summary = self.summary()
+        with whole_file(path) as file:
+            file.write(json.dumps(summary, indent=1).encode())
+        return f"{len(summary)} stages in {path}"
 
     def recent(self, period_s: float) -> dict[str, dict[str, float]]:
         """{stage: {"rate_hz", "p50_ms", "p95_ms"}} of what ended in the last `period_s`.

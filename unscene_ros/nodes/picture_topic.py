@@ -62,10 +62,13 @@ class PictureTopic:
         max_wait_s: float,
         take: Callable[[StampedPicture], None],
         drop: Callable[[str, str], None],
+        camera: str = "",
+        reliable: bool = False,
     ) -> None:
         """A picture waits for the first CameraInfo until a later one is `max_wait_s` ahead of it.
 
-        `drop(reason, explanation)` is called for each picture that `take` will not get.
+        `drop(reason, explanation)` is called for each picture that `take` will not get. The topics
+        of a camera with a name are below it. `reliable` asks for the delivery of every message.
 
         `topic` and `info_topic` are the resolved names, of the raw pictures and of CameraInfo;
         `pictures` and `infos` tell what has come.
@@ -81,17 +84,28 @@ class PictureTopic:
         self._calibration: Calibration | None = None
         self._calibration_problem = "none has arrived"
         # Remapping the raw topic moves the compressed one along, as image_transport does it.
-        self.topic = node.resolve_topic_name(f"{kind}/image")
+        place = f"{camera}/{kind}" if camera else kind
+        self.topic = node.resolve_topic_name(f"{place}/image")
         self._compressed_topic = f"{self.topic}/{COMPRESSED_NAME[kind]}"
-        self.info_topic = node.resolve_topic_name(f"{kind}/camera_info")
-        node.create_subscription(CameraInfo, self.info_topic, self._take_info, qos.SENSOR)
+        self.info_topic = node.resolve_topic_name(f"{place}/camera_info")
+        self._qos = qos.reliable(qos.SENSOR.depth) if reliable else qos.SENSOR
+        self._info_subscription = node.create_subscription(
+            CameraInfo, self.info_topic, self._take_info, self._qos
+        )
         self._subscription = self._subscribe(compressed=transport == "compressed")
-        if transport == "auto":
-            self._look_timer = node.create_timer(
-                LOOK_FOR_PUBLISHERS_S,
-                self._look_for_compressed,
-                clock=Clock(clock_type=ClockType.STEADY_TIME),
-            )
+        self._look_timer = node.create_timer(
+            LOOK_FOR_PUBLISHERS_S,
+            self._look_for_compressed,
+            clock=Clock(clock_type=ClockType.STEADY_TIME),
+        )
+        if transport != "auto":
+            self._look_timer.cancel()
+
+    def close(self) -> None:
+        """Ends both subscriptions."""
+        self._node.destroy_timer(self._look_timer)
+        self._node.destroy_subscription(self._subscription)
+        self._node.destroy_subscription(self._info_subscription)
 
     @property
     def received(self) -> int:
@@ -111,7 +125,7 @@ class PictureTopic:
     def _subscribe(self, compressed: bool):
         message_type = CompressedImage if compressed else Image
         topic = self._compressed_topic if compressed else self.topic
-        return self._node.create_subscription(message_type, topic, self._take_image, qos.SENSOR)
+        return self._node.create_subscription(message_type, topic, self._take_image, self._qos)
 
     def _look_for_compressed(self) -> None:
         """Changes over to the compressed topic when it is the only one that is published."""
