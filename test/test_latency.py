@@ -1,7 +1,6 @@
-import json
-
 """Latency summaries against hand-computed percentiles."""
 
+import json
 import time
 
 import pytest
