@@ -12,6 +12,45 @@ from launch_ros.substitutions import FindPackageShare
 
 from unscene_ros.segmentation import DEFAULT_SEGMENTER
 
+# What each driver calls its topics, and the file of what is different from the defaults with it.
+CAMERAS = {
+    "none": {
+        "color": "rgb/image",
+        "depth": "depth/image",
+        "color_info": "rgb/camera_info",
+        "depth_info": "depth/camera_info",
+        "file": "live.yaml",  # which is read in any case
+    },
+    "realsense": {  # realsense2_camera 4.55 and later
+        "color": "/camera/camera/color/image_raw",
+        "depth": "/camera/camera/depth/image_rect_raw",
+        "color_info": "/camera/camera/color/camera_info",
+        "depth_info": "/camera/camera/depth/camera_info",
+        "file": "realsense.yaml",
+    },
+    "orbbec": {  # orbbec_camera
+        "color": "/camera/color/image_raw",
+        "depth": "/camera/depth/image_raw",
+        "color_info": "/camera/color/camera_info",
+        "depth_info": "/camera/depth/camera_info",
+        "file": "orbbec.yaml",
+    },
+    "zed": {  # zed_wrapper 5.1 and later
+        "color": "/zed/zed_node/rgb/color/rect/image",
+        "depth": "/zed/zed_node/depth/depth_registered",
+        "color_info": "/zed/zed_node/rgb/color/rect/camera_info",
+        "depth_info": "/zed/zed_node/depth/camera_info",
+        "file": "zed.yaml",
+    },
+    "simulation": {  # the rgbd_camera of Gazebo's demos, through ros_gz_bridge
+        "color": "/rgbd_camera/image",
+        "depth": "/rgbd_camera/depth_image",
+        "color_info": "/rgbd_camera/camera_info",
+        "depth_info": "/rgbd_camera/camera_info",
+        "file": "simulation.yaml",
+    },
+}
+
 DISPLAYED = [
     "fusion_node/mesh_markers",
     "segmentation_node/instance_markers",
@@ -29,21 +68,24 @@ def is_set(argument):
     return PythonExpression(["'", LaunchConfiguration(argument), "' != ''"])
 
 
+def of_camera(key):
+    """What CAMERAS says of the chosen one."""
+    values = {camera: row[key] for camera, row in CAMERAS.items()}
+    return PythonExpression([str(values), "['", LaunchConfiguration("camera"), "']"])
+
+
 ARGUMENTS = [
-    ("color_topic", "/camera/color/image_raw", "colour pictures; compressed ones are found below"),
+    ("camera", "none", "whose topics and parameters to take; none has those of the nodes"),
+    ("color_topic", of_camera("color"), "colour pictures; compressed ones are found below"),
     (
         "depth_topic",
-        "/camera/aligned_depth_to_color/image_raw",
+        of_camera("depth"),
         "depth pictures; need not be aligned with the colour when TF connects both cameras",
     ),
-    ("color_info_topic", "/camera/color/camera_info", "CameraInfo of the colour pictures"),
-    (
-        "depth_info_topic",
-        "/camera/aligned_depth_to_color/camera_info",
-        "CameraInfo of the depth pictures",
-    ),
+    ("color_info_topic", of_camera("color_info"), "CameraInfo of the colour pictures"),
+    ("depth_info_topic", of_camera("depth_info"), "CameraInfo of the depth pictures"),
     ("world_frame", "map", "TF frame to build the map in, z up; odom where nothing localises"),
-    ("params_file", config_file("live.yaml"), "parameters of the nodes, over their defaults"),
+    ("params_file", config_file("live.yaml"), "parameters of the nodes, over the camera's"),
     (
         "checkpoint",
         DEFAULT_SEGMENTER,
@@ -51,7 +93,13 @@ ARGUMENTS = [
     ),
     ("device", "auto", "auto, cuda or cpu"),
     ("bag", "", "a recording to play instead of a camera"),
-    ("use_sim_time", is_set("bag"), "take the time from /clock"),
+    (
+        "use_sim_time",
+        PythonExpression(
+            [is_set("bag"), " or '", LaunchConfiguration("camera"), "' == 'simulation'"]
+        ),
+        "take the time from /clock",
+    ),
     ("rviz", "false", "open RViz with the map and the objects"),
     ("namespace", "", "of the nodes and their topics"),
     ("log_level", "info", "debug, info, warn or error"),
@@ -72,6 +120,7 @@ def generate_launch_description():
         Node(
             executable="fusion_node",
             parameters=[
+                config_file(of_camera("file")),
                 value("params_file"),
                 {
                     "world_frame": value("world_frame"),
@@ -90,6 +139,7 @@ def generate_launch_description():
         Node(
             executable="segmentation_node",
             parameters=[
+                config_file(of_camera("file")),
                 value("params_file"),
                 {
                     "checkpoint": value("checkpoint"),
@@ -131,7 +181,12 @@ def generate_launch_description():
     return LaunchDescription(
         [
             *(
-                DeclareLaunchArgument(name, default_value=default, description=description)
+                DeclareLaunchArgument(
+                    name,
+                    default_value=default,
+                    description=description,
+                    choices=list(CAMERAS) if name == "camera" else None,
+                )
                 for name, default, description in ARGUMENTS
             ),
             SetEnvironmentVariable("FASTDDS_DEFAULT_PROFILES_FILE", config_file("fastdds.xml")),

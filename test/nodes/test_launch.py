@@ -12,10 +12,14 @@ from types import ModuleType
 import pytest
 import yaml
 
+from unscene_ros.nodes.fusion_node import FusionNodeConfig
 from unscene_ros.segmentation import DEFAULT_SEGMENTER
+from unscene_ros.settings import from_dict, to_dict
 
 REPOSITORY = Path(__file__).parents[2]
 LAUNCH_FILE = REPOSITORY / "launch" / "unscene.launch.py"
+CAMERAS = ["realsense", "orbbec", "zed", "simulation"]
+PARAMETER_FILES = sorted((REPOSITORY / "config").glob("*.yaml"))
 BAG = REPOSITORY / "test" / "data" / "office_kitchen"
 BAG_TOPICS = {
     "bag": str(BAG),
@@ -68,6 +72,7 @@ class Launched:
             for action in self._of(actions, "DeclareLaunchArgument")
         }
         assert set(arguments) <= set(self.declared)
+        assert arguments.get("camera", "none") in self.declared["camera"]["choices"]
         self._arguments = arguments
         self.environment = {
             name: self.text(value)
@@ -120,6 +125,11 @@ class Launched:
         for name, target in node.get("remappings", []):
             arguments += ["-r", f"{name}:={self.text(target)}"]
         return arguments
+
+    def topics(self):
+        """Name in the fusion node -> topic that it is remapped to."""
+        remappings = self.nodes["fusion_node"]["remappings"]
+        return {name: self.text(target) for name, target in remappings}
 
     def _flat(self, parameters, prefix=""):
         for name, value in parameters.items():
@@ -193,6 +203,67 @@ def test_what_fusion_publishes_is_where_segmentation_listens_in_any_namespace(ro
     segmentation = ros.add(node_of("segmentation_node")())
     listened = {subscription.topic_name for subscription in segmentation.subscriptions}
     assert {"/robot/fusion_node/mesh", "/robot/fusion_node/keyframes"} <= published & listened
+
+
+def test_every_camera_can_be_chosen_and_has_its_file(launched):
+    assert launched().declared["camera"]["choices"] == ["none", *CAMERAS]
+    assert {path.stem for path in PARAMETER_FILES} == {"live", *CAMERAS}
+
+
+@pytest.mark.parametrize("camera", CAMERAS)
+def test_a_camera_brings_its_topics_and_one_that_is_given_wins(launched, camera):
+    topics = launched(camera=camera).topics()
+    assert all(topic.startswith("/") for topic in topics.values())
+    assert topics["rgb/image"] != topics["depth/image"]
+    given = launched(camera=camera, depth_topic="/other").topics()
+    assert given == topics | {"depth/image": "/other"}
+
+
+def test_without_a_camera_the_topics_keep_the_names_of_the_node(launched):
+    topics = launched().topics()
+    assert topics == {name: name for name in topics}
+
+
+def leaves(settings, prefix=""):
+    """Dotted name -> value of nested settings."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= (
+            leaves(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return flat
+
+
+@pytest.mark.parametrize("path", PARAMETER_FILES, ids=lambda path: path.stem)
+def test_each_parameter_of_a_file_exists_is_in_range_and_is_not_the_default(path):
+    of_node = yaml.safe_load(path.read_text())
+    of_all = of_node.pop("/**", None)
+    assert of_all == ({"ros__parameters": {"use_sim_time": True}} if of_all else None)
+    assert list(of_node) == ["/**/fusion_node"]
+    parameters = of_node["/**/fusion_node"]["ros__parameters"]
+    config = from_dict(FusionNodeConfig, parameters)  # refuses what is unknown or out of range
+    taken, default = leaves(to_dict(config)), leaves(to_dict(FusionNodeConfig()))
+    for name, value in leaves(parameters).items():
+        assert taken[name] == value != default[name]
+
+
+def test_own_parameters_win_over_those_of_the_camera(ros, launched, tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("/**/fusion_node:\n  ros__parameters:\n    fusion:\n      depth_max_m: 2.5\n")
+    launch = launched(camera="realsense", params_file=str(own))
+    ros.start(arguments=launch.ros_arguments("fusion_node"))
+    node = ros.add(node_of("fusion_node")())
+    assert node.get_parameter("fusion.depth_min_m").value == 0.3  # from realsense.yaml
+    assert node.get_parameter("fusion.depth_max_m").value == 2.5
+
+
+def test_a_simulated_camera_brings_simulated_time(ros, launched):
+    for executable in ("fusion_node", "segmentation_node"):
+        launch = launched(camera="simulation")
+        assert "use_sim_time:=True" in launch.ros_arguments(executable)
+    alone = ["--ros-args", "--params-file", str(REPOSITORY / "config" / "simulation.yaml")]
+    ros.start(arguments=alone)
+    assert ros.add(node_of("fusion_node")()).get_parameter("use_sim_time").value is True
 
 
 def displays():
