@@ -2,6 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
+from unscene_ros.instance_mesh import UNLABELLED_BRIGHTNESS
 from unscene_ros.palette import COLOR_COUNT, LEAST_CHROMA, LIGHTNESS, class_colors, instance_colors
 
 
@@ -41,7 +42,7 @@ def test_every_color_is_lively_and_neither_dark_nor_white():
 def test_no_color_is_mistaken_for_the_darkened_map():
     level = np.arange(0, 256, 51, dtype=np.float32)
     map_colors = np.stack(np.meshgrid(level, level, level), axis=-1).reshape(-1, 3)
-    darkened = cielab((map_colors * 0.4).astype(np.uint8))  # UNLABELLED_BRIGHTNESS of display.py
+    darkened = cielab((map_colors * UNLABELLED_BRIGHTNESS).astype(np.uint8))
     objects = cielab(instance_colors(np.arange(COLOR_COUNT)))
     assert np.linalg.norm(objects[:, None] - darkened, axis=-1).min() > 15
 

@@ -14,6 +14,7 @@ from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import ColorRGBA, Header
 from visualization_msgs.msg import Marker, MarkerArray
 
+from unscene_ros.instance_mesh import colors_by_instance
 from unscene_ros.msg import Instance, InstanceArray
 from unscene_ros.nodes.mesh_chunks import MeshChunk
 from unscene_ros.palette import class_colors, instance_colors
@@ -22,7 +23,6 @@ from unscene_ros.scene import Mesh
 BOX_OPACITY = 0.35
 LABEL_HEIGHT_M = 0.12
 THINNEST_BOX_M = 0.01  # viewers warn about a box without volume
-UNLABELLED_BRIGHTNESS = 0.4  # of the map's own colour, so that the objects stand out
 
 # Name -> how it is held here and how the message calls it, all of four bytes.
 _CLOUD_FIELDS = {
@@ -111,8 +111,7 @@ def labelled_cloud_to_msg(mesh: Mesh, message: InstanceArray) -> PointCloud2:
     ids = np.array([instance.id for instance in message.instances], np.int32)
     points = np.zeros(len(mesh.vertices), CLOUD_POINT)
     points["x"], points["y"], points["z"] = mesh.vertices.T
-    rgb = (mesh.colors * UNLABELLED_BRIGHTNESS).astype(np.uint8)
-    rgb[inside] = instance_colors(ids)[index]
+    rgb = colors_by_instance(mesh, instance_of_vertex, ids)
     points["rgb"] = rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     points["label"] = points["instance"] = -1
     points["label"][inside] = np.array([i.class_id for i in message.instances], np.int32)[index]
