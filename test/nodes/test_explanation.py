@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from fake_camera import Camera, packed
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
@@ -15,6 +16,7 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from unscene_ros.nodes import causes, conversions, qos
+from unscene_ros.nodes.diagnostics import Diagnostics, Problem
 from unscene_ros.nodes.drop_log import DropLog
 from unscene_ros.nodes.explanation import Explanation
 from unscene_ros.nodes.picture_topic import PictureTopic
@@ -417,3 +419,15 @@ def test_the_log_has_an_explanation_once_and_says_when_frames_come_again(ros, st
     mapper.explanation.sentence(0.1)
     mapper.explanation.sentence(0.1)
     assert said[1:] == ["frames come again"]
+
+
+def test_the_status_is_an_error_with_the_explanation_as_its_message(ros, start):
+    mapper, _ = start(namespace="robot")
+    received = []
+    mapper.create_subscription(DiagnosticArray, "/diagnostics", received.append, qos.DIAGNOSTICS)
+    Diagnostics(mapper, 0.05, dict, lambda: [Problem("error", mapper.explain()[1])])
+    ros.spin_until(lambda: received)
+    [status] = received[0].status
+    assert status.level == DiagnosticStatus.ERROR
+    assert status.message.startswith("no frame for 7 s, likely cause: nobody publishes '/robot/rgb")
+    assert "seen:\n- colour pictures: '/robot/rgb/image'" in status.message
