@@ -41,9 +41,10 @@ class DiagnosticsConfig:
     max_drop_share: float = within(0.5, 0.0, 1.0)  # ERROR when more of the frames were dropped
     warn_latency_s: float = within(10.0, 0.001)  # WARN when the p95 of a stage is longer
     error_latency_s: float = within(60.0, 0.001)  # ERROR when the p95 of a stage is longer
-    warn_segmentation_age_s: float = within(30.0, 0.1)  # WARN when the last one is older
-    error_segmentation_age_s: float = within(120.0, 0.1)  # ERROR when the last one is older
-    max_gpu_memory_share: float = within(0.95, 0.0, 1.0)  # WARN when more of it is taken, by anyone
+    warn_segmentation_age_s: float = within(30.0, 0.1)  # WARN when none is newer
+    error_segmentation_age_s: float = within(120.0, 0.1)  # ERROR when none is newer
+    # WARN when a larger part of the GPU's memory is taken, by anyone.
+    max_gpu_memory_share: float = within(0.95, 0.0, 1.0)
 
     def __post_init__(self) -> None:
         check_ranges(self, "diagnostics")
