@@ -19,6 +19,9 @@ README = REPOSITORY / "README.md"
 MARK = "<!-- results -->"
 
 METHODS = {
+    "default": "**default: network and training-free segmenter**",
+    "default_masks": "**the same, its whole ranked list**",
+    "default_checkpoint": "**its network alone**, whole ranked list",
     "training_free": "**training-free segmenter**",
     "pseudo_masks": "**the same, its whole ranked list**",
     "euclidean_clusters": "planes removed, Euclidean clusters",
@@ -28,7 +31,7 @@ METHODS = {
 PLACES = {"rooms": "rooms", "small_house": "house"}
 FIGURES = {"ap": "AP", "ap50": "AP50", "ap25": "AP25"}
 OTHERS = {
-    "pseudo_masks_rooms": "pseudo masks (all hypotheses), ten rooms",
+    "pseudo_masks_rooms": "pseudo masks (all hypotheses), rooms",
     "pseudo_mask_precision_rooms": "of them on an object by more than half",
     "pseudo_masks_small_house": "pseudo masks, small house",
     "pseudo_mask_precision_small_house": "of them on an object by more than half",
@@ -40,6 +43,10 @@ OTHERS = {
     "oversegmentation_250k_s": "over-segmentation of 250k vertices",
     "cut_1500_ms": "normalised cut of 1500 segments",
     "cut_3600_ms": "normalised cut of 3600 segments",
+    "pseudo_masks_1500_s": "pseudo masks of a scene of 1500 segments",
+    "pseudo_masks_paper_1500_s": "the same by the published cuts",
+    "freemask_1500_s": "the same by FreeMask",
+    "training_step_s": "a training step of the instance network",
     "segment_mesh_room_s": "mesh of the bundled room to instances",
     "sparse_inference_s": "Res16UNet34C on a room of 116k voxels",
     "sparse_inference_torch_s": "the same in plain PyTorch",
