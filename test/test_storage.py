@@ -13,6 +13,7 @@ import pytest
 from unscene_ros.scene import InputError, Instances, Mesh, Segments
 from unscene_ros.storage import (
     Prediction,
+    inside,
     load_prediction,
     prepare_output_folder,
     read_mesh,
@@ -228,6 +229,7 @@ def test_a_damaged_prediction_is_an_input_error(tmp_path):
         {"masks": cut_mask},
         {"class_ids": parts["class_ids"].astype(np.int64)},
         {"segment_of_vertex": parts["segment_of_vertex"] - 1},
+        {"segment_of_vertex": parts["segment_of_vertex"] * (1 << 28)},
     ):
         np.savez(path, **(parts | wrong))
         with pytest.raises(InputError):
@@ -278,3 +280,61 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         write_mesh(tmp_path / "mesh.ply", random_mesh(20))
     assert (tmp_path / "mesh.ply").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["mesh.ply"]
+
+
+@pytest.mark.parametrize(
+    "name", ["map.npz", "floor 2/map.npz", "./map.npz", "a/./b", "..map", "link"]
+)
+def test_names_inside_a_folder_are_taken(tmp_path, name):
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    (folder / "link").symlink_to(folder / "map.npz")
+    assert inside(folder, name).is_relative_to(folder.resolve())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "",
+            ".",
+            "./",
+            "/",
+            "//",
+            "/etc/passwd",
+            "..",
+            "../maps",
+            "../maps/map.npz",
+            "a/../map.npz",
+        ),
+        *(
+            "a/../../map.npz",
+            "out",
+            "out/map.npz",
+            "up",
+            "up/map.npz",
+            "zero\0byte",
+            "\udcff\ud800",
+        ),
+    ],
+)
+def test_names_that_lead_out_of_a_folder_are_refused(tmp_path, name):
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    (folder / "out").symlink_to("/etc")
+    (folder / "up").symlink_to("..")
+    with pytest.raises(InputError, match="expected the name of a file inside"):
+        inside(folder, name)
+    with pytest.raises(InputError, match="expected the name of a file inside"):
+        inside(folder, str(folder / "map.npz"))
+
+
+def test_a_folder_reached_by_a_link_holds_its_files(tmp_path):
+    (tmp_path / "maps").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "maps")
+    assert inside(tmp_path / "link", "map.npz") == (tmp_path / "maps" / "map.npz").resolve()
+
+
+def test_a_link_to_itself_leads_nowhere(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    assert inside(tmp_path, "loop") == tmp_path.resolve() / "loop"

@@ -1,21 +1,23 @@
 """Files: meshes in (ply, obj, glb, stl, pcd), predictions out and in (mesh.ply, instances.npz).
 
-A file is written whole or not at all. Everything that can be wrong with a file is an InputError.
+A file is written whole or not at all. Everything that can be wrong with a file is an InputError,
+also when somebody made it to do harm: nothing in it is executed, nothing too large is begun.
 """
 
 from __future__ import annotations
 
+import io
 import logging
+import math
 import os
 import tempfile
 import threading
 import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -28,8 +30,11 @@ log = logging.getLogger(__name__)
 UNKNOWN_COLOR = 128  # one single colour everywhere means that colour is unknown
 MESH_FORMATS = (".ply", ".obj", ".glb", ".stl", ".pcd")
 MESH_FILE, INSTANCES_FILE = "mesh.ply", "instances.npz"
-# RuntimeError: a wrong byte of a zip file may read as a password or an unknown compression.
-DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+MAX_PREDICTION_BYTES = 500e6  # 500 instances in a mesh of 8 million vertices
+NPY_HEADER_BYTES = 4096  # at most; numpy writes 128 for a plain array
+
+# Shape and dtype of each array in a file. A name in a shape is any length, the same everywhere.
+Layout = Mapping[str, tuple[tuple[int | str, ...], type]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,10 +79,26 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             yield file
         os.replace(part, path)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """The path of the file `name` in `folder`, for names that others choose, in a service call.
+
+    Raises InputError for a name that is empty, absolute or leads out of the folder, also by a link.
+    """
+    given, root = PurePath(name), Path(os.path.realpath(folder))
+    try:
+        path = Path(os.path.realpath(root / given))
+    except ValueError:  # no path at all: a zero byte, for example
+        path = root
+    leads_out = given.is_absolute() or ".." in given.parts or not path.is_relative_to(root)
+    if leads_out or path == root:
+        raise InputError(f"{name!r}: expected the name of a file inside {folder}: take such a name")
+    return path
 
 
 def read_mesh(path: Path) -> Mesh:
@@ -187,23 +208,25 @@ def load_prediction(folder: Path) -> Prediction:
     """
     mesh = _read_any_mesh(Path(folder) / MESH_FILE)
     path = Path(folder) / INSTANCES_FILE
-    arrays = read_arrays(path)
-    vertex_count, instance_count = len(mesh.vertices), len(arrays.get("scores", ()))
-    for name, shape, dtype in (
-        ("masks", (instance_count, (vertex_count + 7) // 8), np.uint8),
-        ("scores", (instance_count,), np.float32),
-        ("class_ids", (instance_count,), np.int32),
-        ("track_ids", (instance_count,), np.int32),
-        ("instance_of_vertex", (vertex_count,), np.int32),
-        ("segment_of_vertex", (vertex_count,), np.int32),
-    ):
-        if name not in arrays:
-            raise InputError(f"{path}: expected an array '{name}', got {', '.join(arrays)}")
-        check_array(f"{path}: {name}", arrays[name], shape, dtype)
+    vertex_count = len(mesh.vertices)
+    layout: Layout = {
+        "masks": (("instances", (vertex_count + 7) // 8), np.uint8),
+        "scores": (("instances",), np.float32),
+        "class_ids": (("instances",), np.int32),
+        "track_ids": (("instances",), np.int32),
+        "instance_of_vertex": ((vertex_count,), np.int32),
+        "segment_of_vertex": ((vertex_count,), np.int32),
+    }
+    arrays = read_arrays(path, layout, MAX_PREDICTION_BYTES)
     of_vertex = arrays["segment_of_vertex"]
     count = int(of_vertex.max(initial=-1)) + 1
+    if of_vertex.min(initial=0) < 0 or len(np.unique(of_vertex)) < count:
+        raise InputError(
+            f"{path}: segment_of_vertex: expected all ids from 0 on, got "
+            f"{of_vertex.min(initial=0)}..{count - 1} with gaps: make the prediction again"
+        )
     segments = Segments(of_vertex, _touching(of_vertex, mesh.faces), count)
-    masks = np.zeros((instance_count, count), bool)
+    masks = np.zeros((len(arrays["masks"]), count), bool)
     for mask, packed in zip(masks, arrays["masks"], strict=True):
         on_vertices = np.unpackbits(packed, count=vertex_count, bitorder="little").astype(bool)
         mask[of_vertex] = on_vertices
@@ -213,15 +236,94 @@ def load_prediction(folder: Path) -> Prediction:
     return Prediction(mesh, segments, instances, arrays["track_ids"])
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an npz file; raises InputError when it is missing, damaged or holds objects."""
+def read_arrays(
+    path: Path,
+    layout: Layout | None = None,
+    max_bytes: float = math.inf,
+    remedy: str = "take a smaller file",
+) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, all or those of `layout`; nothing in it is executed.
+
+    max_bytes: of the arrays together; remedy: what to do about more. Raises InputError for a file
+    that is missing, damaged or holds objects, and, before there is memory for any array, for arrays
+    that are missing, of another shape or dtype, or too large.
+    """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file") from error
-    except (*DAMAGED, AttributeError, TypeError) as error:  # the last two: a single .npy array
-        raise InputError(f"{path}: expected an .npz file of plain arrays: {error}") from error
+        if not Path(path).is_file():  # a pipe would be waited for
+            raise InputError(f"{path}: no such file")
+        with zipfile.ZipFile(path) as file:
+            claims = _claims(file)
+            if layout is not None:
+                claims = _laid_out(path, claims, layout)
+            needed = sum(claim.member.file_size for claim in claims.values())
+            if needed > max_bytes:
+                raise InputError(
+                    f"{path}: expected at most {max_bytes / 1e6:.1f} MB of arrays, got "
+                    f"{needed / 1e6:.1f} MB: {remedy}"
+                )
+            return {name: _array(file, claim.member) for name, claim in claims.items()}
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy have a dozen kinds for damaged bytes
+        raise InputError(
+            f"{path}: expected an .npz file of plain arrays, got a damaged or other file "
+            f"({str(error) or repr(error)}): make it again"
+        ) from error
+
+
+class _Claim(NamedTuple):
+    """What an .npz file says of an array before its data."""
+
+    member: zipfile.ZipInfo
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def _claims(file: zipfile.ZipFile) -> dict[str, _Claim]:
+    """The plain arrays of a file by their names; raises an error for any other content."""
+    claims = {}
+    for member in file.infolist():
+        # Others may take gigabytes for a dictionary to decompress with.
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{member.filename} has an unknown compression")
+        with file.open(member) as stream:
+            start = io.BytesIO(stream.read(NPY_HEADER_BYTES))
+        if np.lib.format.read_magic(start) != (1, 0):
+            raise ValueError(f"{member.filename} is of a version that plain arrays do not need")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(start)
+        if dtype.hasobject or min(shape, default=0) < 0:
+            raise ValueError(f"{member.filename} is no plain array")
+        if start.tell() + math.prod(shape) * dtype.itemsize != member.file_size:
+            raise ValueError(f"{member.filename} is not as long as it says")
+        claims[member.filename.removesuffix(".npy")] = _Claim(member, shape, dtype)
+    return claims
+
+
+def _laid_out(path: Path, claims: dict[str, _Claim], layout: Layout) -> dict[str, _Claim]:
+    """The arrays of the layout alone; raises InputError where they differ from it."""
+    lengths: dict[int | str, int] = {}
+    for name, (shape, dtype) in layout.items():
+        if name not in claims:
+            raise InputError(
+                f"{path}: expected an array '{name}', got {', '.join(claims) or 'none'}: "
+                "is it a file of another kind or version?"
+            )
+        claim = claims[name]
+        for length, found in zip(shape, claim.shape, strict=False):
+            if isinstance(length, str):
+                lengths.setdefault(length, found)
+        wanted = tuple(lengths.get(length, length) for length in shape)
+        if claim.shape != wanted or claim.dtype != dtype:
+            raise InputError(
+                f"{path}: {name}: expected {wanted} {np.dtype(dtype)}, got {claim.shape} "
+                f"{claim.dtype}: is it a file of another kind or version?"
+            )
+    return {name: claims[name] for name in layout}
+
+
+def _array(file: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    with file.open(member) as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
 
 
 def _touching(of_vertex: np.ndarray, faces: np.ndarray) -> np.ndarray:
