@@ -5,86 +5,10 @@ import dataclasses
 import numpy as np
 import open3d as o3d
 import pytest
+from rendered_room import CONFIG, ROOM_M, assert_same, fused, moved, room, walk, wall
 
 from unscene_ros.fusion import FusionConfig, TsdfVolume
-from unscene_ros.scene import Camera, Frame, InputError, Mesh
-
-CAMERA = Camera(320, 240, np.array([[180.0, 0, 159.5], [0, 180, 119.5], [0, 0, 1]]))
-CONFIG = FusionConfig(voxel_size_m=0.05, min_weight=2)
-ROOM_M = np.array((4.1, 3.1, 2.7))
-
-
-def looking(eye, target) -> np.ndarray:
-    """World from camera (4, 4), the world's z up."""
-    forward = np.subtract(target, eye) / np.linalg.norm(np.subtract(target, eye))
-    up = (0, 0, 1) if abs(forward[2]) < 0.9 else (0, 1, 0)
-    right = np.cross(forward, up) / np.linalg.norm(np.cross(forward, up))
-    pose = np.eye(4)
-    pose[:3, :3] = np.stack([right, np.cross(forward, right), forward], axis=1)
-    pose[:3, 3] = eye
-    return pose
-
-
-def room(*boxes: tuple[tuple[float, ...], tuple[float, ...]]) -> o3d.t.geometry.RaycastingScene:
-    """A closed room around the origin with boxes (corner, size) in it."""
-    scene = o3d.t.geometry.RaycastingScene()
-    for corner, size in ((-ROOM_M / 2, ROOM_M), *boxes):
-        box = o3d.geometry.TriangleMesh.create_box(*size).translate(corner)
-        scene.add_triangles(o3d.t.geometry.TriangleMesh.from_legacy(box))
-    return scene
-
-
-def seen(scene: o3d.t.geometry.RaycastingScene, pose: np.ndarray, noise_m: float = 0) -> Frame:
-    """A frame of the scene; the colour tells the direction of the surface."""
-    rays = scene.create_rays_pinhole(
-        o3d.core.Tensor(CAMERA.intrinsics),
-        o3d.core.Tensor(np.linalg.inv(pose)),
-        CAMERA.width,
-        CAMERA.height,
-    )
-    hits = scene.cast_rays(rays)
-    depth = hits["t_hit"].numpy()
-    random = np.random.default_rng(int(1e6 * abs(pose).sum()))
-    depth = (depth + random.normal(0, noise_m, depth.shape)).astype(np.float32)
-    color = (127 + 100 * np.abs(hits["primitive_normals"].numpy())).astype(np.uint8)
-    return Frame(0, CAMERA, color, depth, pose)
-
-
-def walk(scene: o3d.t.geometry.RaycastingScene, count: int, noise_m: float = 0) -> list[Frame]:
-    """Frames from around the middle of the room in all directions, up and down too."""
-    frames = []
-    for angle in np.linspace(0, 2 * np.pi, count, endpoint=False):
-        eye = 0.5 * np.array((np.cos(angle), np.sin(angle), 0))
-        target = np.array((-np.cos(angle), -np.sin(angle), (-0.9, 0, 0.9)[len(frames) % 3]))
-        frames.append(seen(scene, looking(eye, target), noise_m))
-    for height in (-0.3, 0.3):
-        frames += [seen(scene, looking((0.1, 0, -height), (0.1, 0.05, height)), noise_m)] * 4
-    return frames
-
-
-def wall(depth_m: float = 2.0, color=(90, 120, 150)) -> Frame:
-    """A wall straight ahead."""
-    size = (CAMERA.height, CAMERA.width)
-    picture = np.broadcast_to(np.uint8(color), (*size, 3)).copy()
-    return Frame(0, CAMERA, picture, np.full(size, depth_m, np.float32), np.eye(4))
-
-
-def moved(frame: Frame, x: float) -> Frame:
-    pose = frame.world_from_camera.copy()
-    pose[0, 3] += x
-    return dataclasses.replace(frame, world_from_camera=pose)
-
-
-def fused(frames: list[Frame], config: FusionConfig = CONFIG) -> TsdfVolume:
-    volume = TsdfVolume(config)
-    for frame in frames:
-        volume.integrate(frame)
-    return volume
-
-
-def assert_same(first: Mesh, second: Mesh) -> None:
-    for name in ("vertices", "faces", "colors", "normals"):
-        assert np.array_equal(getattr(first, name), getattr(second, name)), name
+from unscene_ros.scene import Frame, InputError
 
 
 def distances(vertices: np.ndarray, mesh_vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
@@ -173,24 +97,6 @@ def test_mesh_after_each_frame_is_that_of_a_fresh_map(furnished_walk):
             assert_same(mesh, fused(furnished_walk[: index + 1]).extract_mesh())
 
 
-@pytest.mark.parametrize("times_seen", [10, 100])
-def test_object_that_was_taken_away_disappears(times_seen):
-    pose = looking((-1.5, 0, 0), (1, 0, -0.2))
-    with_box = seen(room(((0.5, -0.25, -0.5), (0.5, 0.5, 0.5))), pose)
-    without_box = seen(room(), pose)
-    volume = fused([with_box] * times_seen)
-
-    def points_on_box() -> int:
-        vertices = volume.extract_mesh().vertices
-        near = (vertices > (0.35, -0.4, -0.65)) & (vertices < (1.15, 0.4, 0.15))
-        return int(near.all(axis=1).sum())
-
-    assert points_on_box() > 100
-    for _ in range(60):
-        volume.integrate(without_box)
-    assert points_on_box() == 0
-
-
 def test_colors_are_means_and_do_not_darken():
     random = np.random.default_rng(0)
     frames = []
@@ -272,97 +178,27 @@ def test_memory_stays_below_the_limit_and_the_oldest_blocks_go_first():
     assert np.diff(np.unique(left)).max() < 3  # what is left is the newest part, without gaps
 
 
+def test_what_is_near_a_point_can_be_cleared(volume):
+    volume = fused([moved(wall(), x) for x in range(0, 9, 2)])
+    before, blocks = volume.extract_mesh().vertices, volume.block_count
+    near = np.array((4.0, 0.0, 2.0))
+    assert volume.clear_around(near + 99, 1.5) == 0
+    removed = volume.clear_around(near, 1.5)
+    assert volume.block_count == blocks - removed < blocks
+    left = volume.extract_mesh().vertices
+    half_block = np.sqrt(3) * 4 * CONFIG.voxel_size_m
+    assert np.linalg.norm(left - near, axis=1).min() > 1.5 - half_block - CONFIG.voxel_size_m
+    far = np.linalg.norm(before - near, axis=1) > 1.5 + 3 * half_block
+    assert 100 < far.sum() <= len(left) < len(before)
+    for _ in range(2):
+        volume.integrate(moved(wall(), 4))
+    assert np.linalg.norm(volume.extract_mesh().vertices - near, axis=1).min() < 0.1
+
+
 def test_place_that_was_evicted_is_mapped_anew():
     config = dataclasses.replace(CONFIG, max_radius_m=6.0)
     volume = fused([wall(2.0)] * 5 + [moved(wall(), 50)] * 2 + [wall(2.3)] * 2, config)
     assert_same(volume.extract_mesh(), fused([wall(2.3)] * 2).extract_mesh())
-
-
-def test_saved_map_gives_the_same_mesh_and_goes_on_the_same(tmp_path, furnished_walk):
-    volume = fused(furnished_walk[:6])
-    volume.save(tmp_path / "map.npz")
-    loaded = TsdfVolume.load(tmp_path / "map.npz", CONFIG)
-    assert (loaded.frames, loaded.block_count) == (volume.frames, volume.block_count)
-    assert_same(loaded.extract_mesh(), volume.extract_mesh())
-    for frame in furnished_walk[6:10]:
-        assert loaded.integrate(frame) == volume.integrate(frame)
-    assert_same(loaded.extract_mesh(), volume.extract_mesh())
-    assert [path.name for path in tmp_path.iterdir()] == ["map.npz"]
-
-
-def test_empty_map_can_be_saved_and_loaded(tmp_path):
-    TsdfVolume(CONFIG).save(tmp_path / "map.npz")
-    loaded = TsdfVolume.load(tmp_path / "map.npz", CONFIG)
-    assert not len(loaded.extract_mesh().vertices)
-    assert loaded.integrate(wall())
-
-
-def test_map_of_another_voxel_size_is_refused(tmp_path):
-    fused([wall()]).save(tmp_path / "map.npz")
-    with pytest.raises(InputError, match=r"expected voxels of 0\.04 m, got 0\.05 m"):
-        TsdfVolume.load(tmp_path / "map.npz", FusionConfig(voxel_size_m=0.04))
-
-
-@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.999])
-def test_map_file_that_is_cut_off_is_refused(tmp_path, share):
-    path = tmp_path / "map.npz"
-    fused([wall()]).save(path)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(InputError, match=r"map\.npz"):
-        TsdfVolume.load(path, CONFIG)
-
-
-def test_map_file_with_a_flipped_byte_is_refused(tmp_path):
-    path = tmp_path / "map.npz"
-    fused([wall()]).save(path)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
-    with pytest.raises(InputError, match="damaged"):
-        TsdfVolume.load(path, CONFIG)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"keys": np.zeros((2, 3), np.int32)},
-        {"tsdf": np.full((1, 8, 8, 8), np.nan, np.float32)},
-        {"weight": np.zeros((1, 8, 8), np.float32)},
-        {"header": np.array("{}")},
-        {"header": np.array("[")},
-        {"header": np.array('{"format": 99}')},
-    ],
-    ids=str,
-)
-def test_map_file_with_senseless_content_is_refused(tmp_path, change):
-    path = tmp_path / "map.npz"
-    arrays = {
-        "header": np.array('{"format": 1, "voxel_size_m": 0.05, "frames": 1}'),
-        "keys": np.zeros((1, 3), np.int32),
-        "last_seen": np.zeros(1, np.int64),
-        "tsdf": np.zeros((1, 8, 8, 8), np.float32),
-        "weight": np.zeros((1, 8, 8, 8), np.float32),
-        "color": np.zeros((1, 8, 8, 8, 3), np.float32),
-    }
-    np.savez(path, **arrays)
-    assert TsdfVolume.load(path, CONFIG).block_count == 1
-    np.savez(path, **arrays | change)
-    with pytest.raises(InputError, match="damaged or other file"):
-        TsdfVolume.load(path, CONFIG)
-
-
-def test_files_that_are_no_maps_are_refused_by_name(tmp_path):
-    (tmp_path / "text.npz").write_text("hello")
-    np.save(tmp_path / "array.npy", np.zeros(3))
-    for name in ("missing.npz", "text.npz", "array.npy", "."):
-        with pytest.raises(InputError, match="map file"):
-            TsdfVolume.load(tmp_path / name, CONFIG)
-
-
-def test_folder_that_does_not_exist_is_named_when_saving(tmp_path):
-    with pytest.raises(InputError, match="nowhere"):
-        TsdfVolume(CONFIG).save(tmp_path / "nowhere" / "map.npz")
 
 
 @pytest.mark.parametrize(

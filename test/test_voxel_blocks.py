@@ -82,11 +82,69 @@ def test_values_copied_from_a_device_are_those_of_shared_memory():
         seen = wanted >= 0
         assert np.array_equal(a[shared_places[seen]], b[copied_places[seen]])
     blocks.write(rows[:2], *numbered(rows[:2] + 7))
-    blocks.cap_weights(rows, 3.0)
     blocks._in_host_memory = True
-    (tsdf, weight, _), _ = blocks.read(rows)
+    (tsdf, _, _), _ = blocks.read(rows)
     assert tsdf[rows, 0, 0, 0].tolist() == [*(rows[:2] + 7), *rows[2:]]
-    assert weight[rows].max() == 3
+
+
+def capped(blocks: VoxelBlocks, rows: np.ndarray, before, observed, counts) -> np.ndarray:
+    """Weights of voxels that had the mean `before` and then, as the last of `counts`, `observed`.
+
+    All three broadcast to (B, 8, 8, 8).
+    """
+    shape = (len(rows), BLOCK, BLOCK, BLOCK)
+    before, observed, counts = (
+        np.broadcast_to(np.float32(each), shape) for each in (before, observed, counts)
+    )
+    blocks.write(rows, before, np.float32(0), np.float32(0))
+    distances_before = blocks.distances(rows)
+    after = before + (observed - before) / np.maximum(counts, 1)
+    blocks.write(rows, after, counts, np.float32(0))
+    blocks.cap_weights(rows, distances_before, 32, 6)
+    values, places = blocks.read(rows)
+    return values[1][places]
+
+
+@pytest.mark.parametrize("in_host_memory", [True, False])
+@pytest.mark.parametrize(
+    ("before", "observed", "count", "expected"),
+    [
+        (-0.1, -0.1, 20, 20),
+        (-0.1, -0.1, 33, 32),
+        (-0.1, 0.6, 33, 32),  # not far enough behind the surface that was there
+        (-0.1, 0.7, 33, 6),
+        (-0.5, 0.3, 33, 6),
+        (0.5, 0.7, 33, 32),  # not far enough behind the voxel
+        (0.5, 0.8, 33, 6),
+        (1.0, 1.0, 33, 6),
+        (1.0, -1.0, 33, 32),
+        (-1.0, 1.0, 4, 4),
+        (0.0, 0.0, 0, 0),
+    ],
+)
+def test_a_voxel_that_is_seen_free_counts_less(in_host_memory, before, observed, count, expected):
+    blocks = VoxelBlocks(0.1, 5000, CPU)
+    rows = blocks.add(line_of_keys(3))
+    blocks._in_host_memory = in_host_memory
+    assert (capped(blocks, rows, before, observed, count) == expected).all()
+
+
+def test_weights_in_both_kinds_of_memory_are_capped_alike_and_those_of_other_rows_stay():
+    random = np.random.default_rng(0)
+    shape = (4, BLOCK, BLOCK, BLOCK)
+    before, observed = random.uniform(-1, 1, (2, *shape))
+    counts = random.integers(1, 40, shape)
+    weights = []
+    for in_host_memory in (True, False):
+        blocks = VoxelBlocks(0.1, 5000, CPU)
+        rows = blocks.add(line_of_keys(6))
+        blocks.write(rows, np.float32(0), np.float32(50), np.float32(0))
+        blocks._in_host_memory = in_host_memory
+        weights.append(capped(blocks, rows[1:5], before, observed, counts))
+        values, places = blocks.read(rows[[0, 5]])
+        assert (values[1][places] == 50).all()
+    assert np.array_equal(*weights)
+    assert len(np.unique(weights[0])) > 20
 
 
 @pytest.mark.parametrize("pixel", [(0, 0), (1, 2), (47, 63)])

@@ -6,26 +6,23 @@ were taken away disappear, the mesh costs work only where the map changed, memor
 
 from __future__ import annotations
 
-import json
-import zlib
+import uuid
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-from zipfile import BadZipFile
+from typing import Literal
 
 import numpy as np
 from numba import njit
 
+from unscene_ros.map_file import MapSnapshot
 from unscene_ros.meshing import SurfaceVertices, join, surface_vertices
-from unscene_ros.scene import Frame, InputError, Mesh, check_array
+from unscene_ros.scene import Frame, InputError, Mesh
 from unscene_ros.settings import check_ranges, within
-from unscene_ros.storage import whole_file
 from unscene_ros.voxel_blocks import (
     AXIS_OFFSET,
     BLOCK,
     BLOCK_BYTES,
-    CHANNELS,
     CHUNK,
     CORNER_ID_STEPS,
     TRUNCATION_VOXELS,
@@ -35,8 +32,8 @@ from unscene_ros.voxel_blocks import (
     places_in_sorted,
 )
 
-TILE = 16  # pixels along a tile of the coarse depth picture that finds the blocks in view
-FILE_FORMAT = 1  # another number for each change of the arrays, the block or the truncation
+TILE = 16  # pixels along a tile of the coarse depth pictures that find the blocks in view
+OUT_OF_VIEW, AT_SURFACE, BEFORE_FAR = 0, 1, 2  # where a block is for a frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +41,15 @@ class FusionConfig:
     """Settings of the map."""
 
     voxel_size_m: float = within(0.04, 0.001, 1)
-    depth_min_m: float = within(0.2, 0)  # nearer and farther readings are ignored
-    depth_max_m: float = within(5.0, 0)
+    depth_min_m: float = within(0.2, 0)  # nearer readings are ignored;
+    depth_max_m: float = within(5.0, 0)  # farther ones only tell that all before them is free
     # A voxel seen less often belongs to no surface; more is cleaner, later.
     min_weight: int = within(1, 1)
-    # About this many frames are averaged: fewer forget removed things sooner.
+    # About this many frames are averaged: more are smoother, fewer follow slow drift sooner.
     max_weight: int = within(32, 1)
+    # The same where a frame sees through what the map has: about this many more such frames
+    # remove it. Kept between min_weight and max_weight.
+    max_weight_seen_free: int = within(6, 1)
     min_component_triangles: int = within(20, 0)  # smaller loose pieces of surface are noise
     max_radius_m: float = within(30.0, 0)  # blocks farther from the camera are dropped
     # Of voxels; above it, the blocks not seen for longest go first.
@@ -83,17 +83,18 @@ class TsdfVolume:
     """The map: `integrate` frames, `extract_mesh` at any time, `save` and `load`.
 
     `frames` counts those used and `dropped` those that could not be, by reason; `evicted_blocks`
-    counts what was forgotten to bound the memory.
+    counts what was forgotten to bound the memory. `map_id`, 32 hexadecimal digits, is this map's
+    alone, and still its own after it was saved and loaded.
     """
 
     def __init__(self, config: FusionConfig) -> None:
         self.config = config
+        self.map_id = uuid.uuid4().hex
         self.frames = 0
         self.dropped: Counter[str] = Counter()
         self.evicted_blocks = 0
-        self._max_blocks = int(config.max_megabytes * 1e6 / BLOCK_BYTES)
         self._blocks = VoxelBlocks(
-            config.voxel_size_m, self._max_blocks, choose_device(config.device)
+            config.voxel_size_m, self.max_blocks, choose_device(config.device)
         )
         self._block_m = BLOCK * config.voxel_size_m
         # The last extraction: its vertices, and the blocks that there were.
@@ -106,33 +107,55 @@ class TsdfVolume:
         return len(self._blocks)
 
     @property
+    def max_blocks(self) -> int:
+        """Blocks that the settings have room for."""
+        return int(self.config.max_megabytes * 1e6 / BLOCK_BYTES)
+
+    @property
     def memory_megabytes(self) -> float:
         """What the voxels occupy, rows in reserve included."""
         return self._blocks.capacity * BLOCK_BYTES / 1e6
 
     def integrate(self, frame: Frame) -> FusionStats | None:
         """Takes one frame into the map; None when it cannot be used, which `dropped` counts."""
-        depth, tiles = _usable_depth(frame.depth, self.config.depth_min_m, self.config.depth_max_m)
+        config, camera = self.config, frame.camera
         center = frame.world_from_camera[:3, 3]
-        if np.abs(center).max() + 2 * self.config.depth_max_m > AXIS_OFFSET * self._block_m:
+        if np.abs(center).max() + 2 * config.depth_max_m > AXIS_OFFSET * self._block_m:
             self.dropped["camera too far from the origin"] += 1
             return None
+        near, near_and_far, farthest_near, nearest_far = _readings(
+            frame.depth, config.depth_min_m, config.depth_max_m
+        )
         camera_from_world = np.linalg.inv(frame.world_from_camera)
-        touched = self._blocks.touched_by(depth, frame.camera, camera_from_world)
-        if not len(touched):
-            self.dropped["no depth in range"] += 1
-            return None
-        self.frames += 1
+        touched = self._blocks.touched_by(near, camera, camera_from_world)
         added = self._blocks.add(touched)
         # With the touched blocks alone, as usual, nothing would ever be seen to be empty again: an
         # object that was taken away stayed. All blocks in view hold the touched ones too.
         rows, keys = self._blocks.active()
-        in_view = _in_view(
-            keys, self.config.voxel_size_m, tiles, frame.camera.intrinsics, camera_from_world
+        places = _places(
+            keys,
+            config.voxel_size_m,
+            farthest_near,
+            nearest_far,
+            camera.intrinsics,
+            camera_from_world,
         )
-        updated = rows[in_view]
-        self._blocks.integrate(keys[in_view], depth, frame.color, frame.camera, camera_from_world)
-        self._blocks.cap_weights(updated, self.config.max_weight)
+        updated = rows[places != OUT_OF_VIEW]
+        if not len(updated):
+            self.dropped["no depth in range"] += 1
+            return None
+        self.frames += 1
+        distances_before = self._blocks.distances(updated)
+        for place, depth in ((AT_SURFACE, near), (BEFORE_FAR, near_and_far)):
+            self._blocks.integrate(
+                keys[places == place], depth, frame.color, camera, camera_from_world
+            )
+        self._blocks.cap_weights(
+            updated,
+            distances_before,
+            config.max_weight,
+            max(config.min_weight, min(config.max_weight_seen_free, config.max_weight)),
+        )
         self._blocks.changed[updated] = True
         self._blocks.last_seen[updated] = self.frames
         evicted = self._evict(rows, keys, center, spare=2 * len(touched) + CHUNK)
@@ -147,7 +170,7 @@ class TsdfVolume:
         distance = np.linalg.norm((keys + 0.5) * self._block_m - center, axis=1)
         is_far = distance > self.config.max_radius_m
         age[is_far] = self.frames + 1
-        excess = max(len(keys) + spare - self._max_blocks, np.count_nonzero(is_far))
+        excess = max(len(keys) + spare - self.max_blocks, np.count_nonzero(is_far))
         evicted = np.argsort(-age, kind="stable")[: max(excess, 0)]
         evicted = evicted[age[evicted] > 0]
         self._blocks.remove(keys[evicted])
@@ -175,113 +198,103 @@ class TsdfVolume:
         self._blocks.changed[rows] = False
         return join(self._surface, config.min_component_triangles)
 
-    def save(self, path: Path | str) -> None:
-        """Writes the map to a .npz file, whole or not at all; InputError when that fails."""
+    def clear_around(self, center: np.ndarray, radius_m: float) -> int:
+        """Removes the blocks whose middle is nearer than this to `center` (3,); how many."""
+        _, keys = self._blocks.active()
+        middles = (keys + 0.5) * self._block_m
+        near = keys[np.linalg.norm(middles - center, axis=1) < radius_m]
+        self._blocks.remove(near)
+        return len(near)
+
+    def snapshot(self) -> MapSnapshot:
+        """The map as it is now, to be written while this one goes on."""
         rows, keys = self._blocks.active()
         (tsdf, weight, color), places = self._blocks.read(rows)
-        header = {
-            "format": FILE_FORMAT,
-            "voxel_size_m": self.config.voxel_size_m,
-            "frames": self.frames,
-        }
-        with whole_file(Path(path)) as file:
-            np.savez_compressed(
-                file,
-                header=np.array(json.dumps(header)),
-                keys=keys,
-                last_seen=self._blocks.last_seen[rows],
-                tsdf=tsdf[places],
-                weight=weight[places],
-                color=color[places],
-            )
+        return MapSnapshot(
+            self.map_id,
+            self.config.voxel_size_m,
+            self.frames,
+            keys,
+            self._blocks.last_seen[rows],
+            tsdf[places],
+            weight[places],
+            color[places],
+        )
+
+    def save(self, path: Path | str) -> None:
+        """Writes the map to a .npz file, whole or not at all; InputError when that fails."""
+        self.snapshot().write(path)
 
     @classmethod
     def load(cls, path: Path | str, config: FusionConfig) -> TsdfVolume:
         """A saved map, ready for more frames.
 
-        Raises InputError for a file that is missing, damaged, no map, or of another voxel size.
+        Raises InputError for a file that is missing, damaged, no map, larger than the settings
+        allow, or of another voxel size.
         """
-        header, arrays = _read_map(Path(path))
-        if header["voxel_size_m"] != config.voxel_size_m:
+        saved = MapSnapshot.read(path, config.max_megabytes)
+        if saved.voxel_size_m != config.voxel_size_m:
             raise InputError(
-                f"map file {path}: expected voxels of {config.voxel_size_m} m, got "
-                f"{header['voxel_size_m']} m: set fusion.voxel_size_m to that or start a new map"
+                f"{path}: expected a map of voxels of {config.voxel_size_m} m, got "
+                f"{saved.voxel_size_m} m: set fusion.voxel_size_m to that or start a new map"
             )
         volume = cls(config)
-        volume.frames = header["frames"]
-        rows = volume._blocks.add(arrays["keys"])
-        volume._blocks.write(rows, arrays["tsdf"], arrays["weight"], arrays["color"])
-        volume._blocks.last_seen[rows] = arrays["last_seen"]
+        volume.map_id, volume.frames = saved.map_id, saved.frames
+        rows = volume._blocks.add(saved.keys)
+        volume._blocks.write(rows, saved.tsdf, saved.weight, saved.color)
+        volume._blocks.last_seen[rows] = saved.last_seen
         return volume
 
 
-def _read_map(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Header and arrays of a map file; InputError when they are not those of a whole map."""
-    damaged = (ValueError, TypeError, AttributeError, KeyError, EOFError, BadZipFile, zlib.error)
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        header = json.loads(str(arrays.pop("header")))
-        if header["format"] != FILE_FORMAT:
-            raise ValueError(f"format {header['format']} instead of {FILE_FORMAT}")
-        header = {"voxel_size_m": float(header["voxel_size_m"]), "frames": int(header["frames"])}
-        _check_arrays(arrays)
-    except OSError as error:
-        raise InputError(f"map file {path}: cannot be read: {error.strerror or error}") from error
-    except (*damaged, InputError) as error:
-        raise InputError(
-            f"map file {path}: expected a whole map, got a damaged or other file ({error}): "
-            "save the map again"
-        ) from error
-    return header, arrays
-
-
-def _check_arrays(arrays: dict[str, np.ndarray]) -> None:
-    keys = arrays["keys"]
-    check_array("keys", keys, (None, 3), np.int32)
-    if len(np.unique(block_ids(keys))) < len(keys):
-        raise ValueError("keys: expected each block once")
-    check_array("last_seen", arrays["last_seen"], (len(keys),), np.int64)
-    for name, channels in CHANNELS.items():
-        check_array(name, arrays[name], (len(keys), BLOCK, BLOCK, BLOCK, *channels), np.float32)
-        if not np.isfinite(arrays[name]).all():
-            raise ValueError(f"{name}: expected finite values")
-
-
 @njit(cache=True)
-def _usable_depth(depth, depth_min_m, depth_max_m):
-    """Depth (H, W) with 0 for all that is out of range or NaN, and the farthest of each tile."""
+def _readings(depth, depth_min_m, depth_max_m):
+    """What a depth picture (H, W) says, 0 for nothing: in range alone, and with what is farther.
+
+    For each tile the farthest reading in range, 0 for none, and the nearest beyond, else infinity.
+    """
     height, width = depth.shape
-    usable = np.zeros_like(depth)
-    tiles = np.zeros(((height + TILE - 1) // TILE, (width + TILE - 1) // TILE), np.float32)
+    tiles = (height + TILE - 1) // TILE, (width + TILE - 1) // TILE
+    near, near_and_far = np.zeros_like(depth), np.zeros_like(depth)
+    farthest_near = np.zeros(tiles, np.float32)
+    nearest_far = np.full(tiles, np.inf, np.float32)
     for v in range(height):
         for u in range(width):
-            if depth_min_m <= depth[v, u] <= depth_max_m:
-                usable[v, u] = depth[v, u]
-                tiles[v // TILE, u // TILE] = max(tiles[v // TILE, u // TILE], depth[v, u])
-    return usable, tiles
+            reading, tile = depth[v, u], (v // TILE, u // TILE)
+            if depth_min_m <= reading <= depth_max_m:
+                near[v, u] = near_and_far[v, u] = reading
+                farthest_near[tile] = max(farthest_near[tile], reading)
+            elif depth_max_m < reading < np.inf:
+                near_and_far[v, u] = reading
+                nearest_far[tile] = min(nearest_far[tile], reading)
+    return near, near_and_far, farthest_near, nearest_far
 
 
 @njit(cache=True)
-def _in_view(keys, voxel_size_m, tiles, intrinsics, camera_from_world):
-    """(B,) bool: blocks that may have a voxel before, or not far behind, a reading of the frame.
+def _places(keys, voxel_size_m, farthest_near, nearest_far, intrinsics, camera_from_world):
+    """(B,) int8 for each block: may it have a voxel before, or not far behind, a reading?
 
-    A block counts as its circumscribed sphere and a pixel as its tile, so that none is missed.
+    BEFORE_FAR: before all readings out of range, and there are some; they cannot touch a surface
+    there. A block counts as its circumscribed sphere and a pixel as its tile: none is missed.
     """
     radius = 0.5 * np.sqrt(3) * (BLOCK - 1) * voxel_size_m
     truncation = TRUNCATION_VOXELS * voxel_size_m
     rotation = np.ascontiguousarray(camera_from_world[:3, :3])
-    in_view = np.zeros(len(keys), np.bool_)
+    places = np.full(len(keys), OUT_OF_VIEW, np.int8)
+    rows, columns = farthest_near.shape
     for b in range(len(keys)):
         middle = (keys[b] * BLOCK + 0.5 * (BLOCK - 1)) * voxel_size_m
         x, y, z = rotation @ middle + camera_from_world[:3, 3]
         if z + radius <= 0:
             continue
-        left, right = _covered(x, z, radius, intrinsics[0, 0], intrinsics[0, 2], tiles.shape[1])
-        top, bottom = _covered(y, z, radius, intrinsics[1, 1], intrinsics[1, 2], tiles.shape[0])
-        farthest = tiles[top:bottom, left:right]
-        in_view[b] = farthest.size > 0 and z - radius <= farthest.max() + truncation
-    return in_view
+        left, right = _covered(x, z, radius, intrinsics[0, 0], intrinsics[0, 2], columns)
+        top, bottom = _covered(y, z, radius, intrinsics[1, 1], intrinsics[1, 2], rows)
+        if left >= right or top >= bottom:
+            continue
+        if z + radius + truncation <= nearest_far[top:bottom, left:right].min() < np.inf:
+            places[b] = BEFORE_FAR
+        elif z - radius <= farthest_near[top:bottom, left:right].max() + truncation:
+            places[b] = AT_SURFACE
+    return places
 
 
 @njit(cache=True)

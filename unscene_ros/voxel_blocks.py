@@ -1,7 +1,7 @@
 """Voxels in blocks of 8x8x8, found by block coordinates, in host or GPU memory.
 
 A layer over Open3D's VoxelBlockGrid (Dong et al., "ASH", 2021) that closes what it leaves open: a
-block that is added is empty (Open3D hands out erased memory as it was), weights have a cap, growing
+block that is added is empty (Open3D hands out erased memory as it was), weights have caps, growing
 is fast, and values pass as numpy arrays without its slow tensor indexing.
 """
 
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import open3d as o3d
+from numba import njit
 
 from unscene_ros.scene import Camera, InputError
 
@@ -32,6 +33,11 @@ geometry: Any = o3d.t.geometry
 
 # Open3D's defaults, blocks of 16 and 8 voxels, take twice the memory for the same surface.
 TRUNCATION_VOXELS = 4.0
+
+# A voxel is seen to be free when what is measured lies this share of the truncation distance behind
+# it, and as far behind the surface that it knew. More would leave edges of things near walls, less
+# would smooth noisy surfaces worse.
+SEEN_FREE_BY = 0.75
 
 # All in 32-bit floats: Open3D's smaller layout keeps colours as integers and rounds their running
 # mean down each time, which darkens a surface by a quarter level (of 255) per observation.
@@ -167,6 +173,8 @@ class VoxelBlocks:
         depth (H, W) float32 metres, 0 for none, its first row and column are not used; color
         (H, W, 3) uint8.
         """
+        if not len(keys):
+            return
         depth = depth.copy()
         depth[0] = depth[:, 0] = 0  # in these pixels Open3D loses the colour, which leaves black
         pictures = (
@@ -180,14 +188,31 @@ class VoxelBlocks:
                 chunk, *pictures, *pose, DEPTH_SCALE, DEPTH_MAX_M, TRUNCATION_VOXELS
             )
 
-    def cap_weights(self, rows: np.ndarray, most: float) -> None:
-        """Lets no voxel of `rows` (B,) count more than `most` observations."""
-        weight = self._grid.attribute("weight")
+    def distances(self, rows: np.ndarray) -> Any:
+        """A copy of the signed distances of `rows` (B,), in the memory that they are in."""
+        tsdf = self._grid.attribute("tsdf")
+        return tsdf.numpy()[rows] if self._in_host_memory else tsdf[self._tensor(rows)]
+
+    def cap_weights(
+        self, rows: np.ndarray, distances_before: Any, most: float, most_free: float
+    ) -> None:
+        """Lets no voxel of `rows` (B,) count more than `most` observations.
+
+        One that the last picture showed to be free counts `most_free` at most, so that the next
+        ones can do away with a surface that is gone. That picture is found in what it changed:
+        `distances_before` are the `distances` of the same rows from before it.
+        """
+        tsdf, weight = self._grid.attribute("tsdf"), self._grid.attribute("weight")
         if self._in_host_memory:
-            weights = weight.numpy()
-            weights[rows] = np.minimum(weights[rows], most)
-        else:
-            weight.reshape((-1,)).clip_(0, most)
+            _cap_weights(tsdf.numpy(), weight.numpy(), rows, distances_before, most, most_free)
+        elif len(rows):
+            chosen = self._tensor(rows)
+            weights = weight[chosen]
+            seen = distances_before + weights * (tsdf[chosen] - distances_before)
+            weights = weights.clip(0, most)
+            free = (seen - distances_before.clip(-1, 0)).ge(SEEN_FREE_BY)
+            weights[free] = weights[free].clip(0, most_free)
+            weight[chosen] = weights
 
     def _reserve(self, capacity: int) -> None:
         """Makes room for `capacity` blocks, or twice that where the plan allows."""
@@ -209,6 +234,18 @@ class VoxelBlocks:
 
     def _image(self, array: np.ndarray) -> Any:
         return geometry.Image(self._tensor(array))
+
+
+@njit(cache=True)
+def _cap_weights(tsdf, weight, rows, distances_before, most, most_free):
+    for place, row in enumerate(rows):
+        means, weights = tsdf[row].ravel(), weight[row].ravel()  # views
+        for voxel, before in enumerate(distances_before[place].ravel()):
+            count = weights[voxel]
+            if count > most_free:
+                seen = before + count * (means[voxel] - before)
+                is_free = seen - min(before, 0) >= SEEN_FREE_BY
+                weights[voxel] = most_free if is_free else min(count, most)
 
 
 def block_ids(keys: np.ndarray) -> np.ndarray:
