@@ -1,9 +1,10 @@
 """Ids over a sequence of maps made by hand: a row of unit patches on a line."""
 
 import numpy as np
+import pytest
 
-from unscene_ros.scene import Instances, Mesh, Segments
-from unscene_ros.tracking import InstanceTracker
+from unscene_ros.scene import InputError, Instances, Mesh, Segments
+from unscene_ros.tracking import InstanceTracker, TrackingConfig
 
 PATCH = 40  # vertices of one patch
 
@@ -95,3 +96,75 @@ def test_nothing_seen_and_nothing_found():
     assert update(tracker, [], []) == []
     assert update(tracker, [0], []) == []
     assert update(tracker, [0], [{0}]) == [1]
+
+
+def test_tracks_that_vanish_are_told_once():
+    tracker = InstanceTracker()
+    update(tracker, [0, 2, 4], [{0}, {1}, {2}])
+    assert tracker.vanished == []
+    update(tracker, [2], [{0}])
+    assert tracker.vanished == [1, 3]
+    update(tracker, [2], [{0}])
+    assert tracker.vanished == []
+
+
+def test_an_object_that_is_not_found_has_not_vanished():
+    tracker = InstanceTracker()
+    update(tracker, [0, 2], [{0}, {1}])
+    update(tracker, [0, 2], [{1}])
+    assert tracker.vanished == []
+
+
+def test_ids_outlive_a_restart(tmp_path):
+    tracker = InstanceTracker(map_id="the house")
+    update(tracker, [0, 2, 4, 6], [{0}, {1}, {2}, {3}])
+    update(tracker, [0, 2, 6], [{0}, {2}])  # 3 has vanished, 2 is missed
+    tracker.save(tmp_path / "tracks.npz")
+    loaded = InstanceTracker.load(tmp_path / "tracks.npz")
+    assert loaded.map_id == "the house"
+    assert loaded.vanished == []
+    for each in (tracker, loaded):
+        assert update(each, [0, 2, 4], [{2}, {1}, {0}]) == [5, 2, 1]
+        assert each.vanished == [4]
+
+
+def test_a_tracker_without_tracks_can_be_saved(tmp_path):
+    InstanceTracker().save(tmp_path / "tracks.npz")
+    assert update(InstanceTracker.load(tmp_path / "tracks.npz"), [0], [{0}]) == [1]
+
+
+def test_tracks_in_cells_of_another_size_are_refused(tmp_path):
+    InstanceTracker().save(tmp_path / "tracks.npz")
+    with pytest.raises(InputError, match=r"expected cells of 0\.1 m, got 0\.06 m: set tracking"):
+        InstanceTracker.load(tmp_path / "tracks.npz", TrackingConfig(cell_m=0.1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"track_of_cell": [2, 1, 2]}, "cells out of order"),
+        ({"cells": [5, 5, 6]}, "cells out of order"),
+        ({"map_cells": [2, 1]}, "cells out of order"),
+        ({"map_cells": [1, 1]}, "cells out of order"),
+        ({"track_of_cell": [0, 1, 2]}, "ids out of range"),
+        ({"track_of_cell": [1, 1, 3]}, "ids out of range"),
+        ({"next_id": 1 << 31}, "ids out of range"),
+        ({"cells": [5, 6]}, "cells: expected"),
+    ],
+    ids=str,
+)
+def test_tracks_that_make_no_sense_are_refused(tmp_path, changes, said):
+    path = tmp_path / "tracks.npz"
+    arrays = {
+        "map_id": np.zeros(0, np.uint8),
+        "cell_m": 0.06,
+        "next_id": 3,
+        "track_of_cell": [1, 1, 2],
+        "cells": [4, 5, 5],
+        "map_cells": [1, 2],
+    }
+    np.savez(path, **arrays)
+    InstanceTracker.load(path)
+    np.savez(path, **arrays | changes)
+    with pytest.raises(InputError, match=rf"tracks\.npz: .*{said}"):
+        InstanceTracker.load(path)
