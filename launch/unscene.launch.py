@@ -100,6 +100,7 @@ ARGUMENTS = [
         ),
         "take the time from /clock",
     ),
+    ("autostart", "true", "configure and activate the nodes at once, without a lifecycle manager"),
     ("rviz", "false", "open RViz with the map and the objects"),
     ("namespace", "", "of the nodes and their topics"),
     ("log_level", "info", "debug, info, warn or error"),
@@ -110,6 +111,7 @@ def generate_launch_description():
     """Called by `ros2 launch unscene_ros unscene.launch.py`; -s lists the arguments."""
     value = LaunchConfiguration
     use_sim_time = ParameterValue(value("use_sim_time"), value_type=bool)
+    autostart = ParameterValue(value("autostart"), value_type=bool)
     common = {
         "package": "unscene_ros",
         "namespace": value("namespace"),
@@ -125,6 +127,7 @@ def generate_launch_description():
                 {
                     "world_frame": value("world_frame"),
                     "fusion": {"device": value("device")},
+                    "autostart": autostart,
                     "use_sim_time": use_sim_time,
                 },
             ],
@@ -143,6 +146,7 @@ def generate_launch_description():
                 value("params_file"),
                 {
                     "checkpoint": value("checkpoint"),
+                    "autostart": autostart,
                     "segmentation": {
                         "training_free": {"image_features": {"device": value("device")}},
                         "network": {"device": value("device")},

@@ -12,7 +12,7 @@ from vision_msgs.msg import Detection3DArray, LabelInfo
 from unscene_ros.nodes import detections, qos
 from unscene_ros.nodes.conversions import make_header, make_time
 from unscene_ros.nodes.detections import DetectionPublisher
-from unscene_ros.nodes.managed_node import ManagedNode
+from unscene_ros.nodes.managed import ManagedNode
 
 HEADER = make_header("map", 1_500_000_000)
 POSE = Pose(position=Point(x=1.0, y=2.0, z=3.0), orientation=Quaternion(z=0.6, w=0.8))

@@ -62,7 +62,7 @@ def start(ros):
 
 
 def dropped(node):
-    return dict(node._drops.counts)
+    return dict(node.drops.counts)
 
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["raw", "compressed"])
@@ -119,7 +119,8 @@ def test_the_newest_map_is_published_although_no_more_frames_come(ros, start):
     for frame in frames(4):
         camera.send(frame)
     ros.spin_until(lambda: receiver.values.get("map", {}).get("frames") == 4)
-    assert receiver.values["frames"] == {"received": 4, "used": 4, "waiting": 0}
+    counts = {"received": 4, "used": 4, "waiting": 0, "drop_share": 0}
+    assert receiver.values["frames"] == counts
 
 
 def test_pictures_before_their_camera_info_are_not_lost(ros, start):
@@ -128,10 +129,10 @@ def test_pictures_before_their_camera_info_are_not_lost(ros, start):
     for frame in sent[:2]:
         camera.send_pose(frame)
         camera.send_pictures(frame)
-    ros.spin_until(lambda: node._depth.received == 2)
+    ros.spin_until(lambda: node._received == 2)
     for frame in sent[2:]:
         camera.send(frame)
-    ros.spin_until(lambda: node._frames_used == 4)
+    ros.spin_until(lambda: node.live_map.frames_used == 4)
     assert dropped(node) == {}
 
 
@@ -141,9 +142,9 @@ def test_a_picture_waits_for_its_transform(ros, start):
     camera.send_info(frame)
     camera.send_pictures(frame)
     ros.spin_for(0.3)
-    assert node._frames_used == 0
+    assert node.live_map.frames_used == 0
     camera.send_pose(frame)
-    ros.spin_until(lambda: node._frames_used == 1)
+    ros.spin_until(lambda: node.live_map.frames_used == 1)
     assert dropped(node) == {}
 
 
@@ -168,7 +169,7 @@ def test_without_tf_every_frame_is_dropped_and_the_warning_says_why(ros, start, 
     ros.spin_until(lambda: dropped(node).get("no transform", 0) >= 4)
     assert "camera_optical" in warnings[0]
     assert "map" in warnings[0]
-    assert node._frames_used == 0
+    assert node.live_map.frames_used == 0
     assert receiver.meshes == []
 
 
@@ -210,7 +211,7 @@ def test_a_bad_picture_is_dropped_and_the_next_good_one_is_used(ros, start, warn
     camera.depth.publish(spoiled(camera.depth_msg(bad), **fields))
     ros.spin_until(lambda: dropped(node))
     camera.send(good)
-    ros.spin_until(lambda: node._frames_used == 1)
+    ros.spin_until(lambda: node.live_map.frames_used == 1)
     assert dropped(node) == {"undecodable": 1}
     assert word in warnings[0]
 
@@ -228,9 +229,9 @@ def test_a_camera_info_without_meaning_is_ignored_until_a_good_one_comes(ros, st
         publisher.publish(info)
     camera.color.publish(camera.color_msg(bad))
     camera.depth.publish(message)
-    ros.spin_until(lambda: node._depth.received == 1)
+    ros.spin_until(lambda: node._received == 1)
     camera.send(good)
-    ros.spin_until(lambda: node._frames_used == 2)
+    ros.spin_until(lambda: node.live_map.frames_used == 2)
 
 
 def test_colour_that_does_not_fit_the_depth_in_time_is_dropped(ros, start):
@@ -248,10 +249,10 @@ def test_a_recording_that_starts_over_goes_on_being_fused(ros, start):
     node, camera, _ = start()
     for frame in frames(3, start=100):
         camera.send(frame)
-    ros.spin_until(lambda: node._frames_used == 3)
+    ros.spin_until(lambda: node.live_map.frames_used == 3)
     for frame in frames(3, start=1):
         camera.send(frame)
-    ros.spin_until(lambda: node._frames_used == 6)
+    ros.spin_until(lambda: node.live_map.frames_used == 6)
     assert dropped(node) == {}
 
 

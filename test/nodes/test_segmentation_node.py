@@ -81,9 +81,9 @@ class Other(Node):
             self.create_subscription(kind, topic, received.append, qos.latched(10))
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
-    def send(self, mesh, revision):
+    def send(self, mesh, revision, map_id="kitchen"):
         header = conversions.make_header("odom", 1_000_000_000 * revision)
-        self.mesh_publisher.publish(conversions.mesh_to_msg(mesh, header, revision))
+        self.mesh_publisher.publish(conversions.mesh_to_msg(mesh, header, revision, map_id))
 
     def _on_diagnostics(self, message):
         self.values = diagnostics_from_msg(message)["segmentation_node"]
@@ -146,10 +146,10 @@ def test_ids_last_and_what_vanished_is_deleted(ros, start):
     assert ids_of(third) == ids_of(second) - gone
 
 
-def test_a_fusion_node_that_starts_over_clears_what_was_shown(ros, start):
+def test_another_map_clears_what_was_shown(ros, start):
     _, other = start()
-    for count, revision in enumerate((5, 6, 1), start=1):
-        other.send(tiles(0), revision)
+    for count, (revision, map_id) in enumerate(((5, "a"), (1, "a"), (2, "b")), start=1):
+        other.send(tiles(0), revision, map_id)
         ros.spin_until(lambda count=count: len(other.markers) == count)
     assert [m.markers[0].action == Marker.DELETEALL for m in other.markers] == [True, False, True]
 
@@ -165,7 +165,7 @@ def test_while_it_segments_only_the_newest_map_waits(ros, start, segmenter):
     segmenter.go_on.set()
     ros.spin_until(lambda: len(other.arrays) == 2)
     assert [array.map_revision for array in other.arrays] == [1, 4]
-    ros.spin_until(lambda: node._maps == {"segmented": 2, "skipped": 2})
+    ros.spin_until(lambda: node.maps == {"segmented": 2, "skipped": 2})
 
 
 @pytest.mark.parametrize("failure", ["segmenter", "message"])
@@ -178,7 +178,7 @@ def test_a_map_that_fails_costs_itself_only(ros, start, segmenter, failure):
         broken = conversions.mesh_to_msg(tiles(0), conversions.make_header("odom", 0), 1)
         broken.vertices = broken.vertices[:-1]
         other.mesh_publisher.publish(broken)
-    ros.spin_until(lambda: node._drops.counts == {"map failed": 1})
+    ros.spin_until(lambda: node.drops.counts == {"map failed": 1})
     segmenter.failure = None
     other.send(tiles(0), revision=2)
     ros.spin_until(lambda: other.arrays)
@@ -196,7 +196,7 @@ def test_keyframes_reach_the_segmenter_and_a_broken_one_does_not(ros, start, seg
     broken = conversions.keyframe_to_msg(frame, "odom")
     broken.color = broken.color[:10]
     other.keyframe_publisher.publish(broken)
-    ros.spin_until(lambda: node._drops.counts == {"unusable keyframe": 1})
+    ros.spin_until(lambda: node.drops.counts == {"unusable keyframe": 1})
     other.send(tiles(0), revision=1)
     ros.spin_until(lambda: other.arrays)
     assert segmenter.keyframe_counts == [2]
@@ -227,7 +227,7 @@ def test_a_network_runs_in_the_node_and_is_told_of(ros, tmp_path, capfd):
     full, empty = (array.instances for array in other.arrays)
     assert len(full) and not len(empty)
     assert "segmentation" in node._latency.summary()
-    assert not node._drops.counts
+    assert not node.drops.counts
     told = [line for line in capfd.readouterr().err.splitlines() if "segmenter:" in line]
     assert len(told) == 1 and all(word in told[0] for word in (str(checkpoint), "cpu", "INFO"))
 

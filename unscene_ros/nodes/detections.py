@@ -13,7 +13,7 @@ from std_msgs.msg import Header
 from unscene_ros.msg import Instance, InstanceArray
 from unscene_ros.nodes import qos
 from unscene_ros.nodes.conversions import UNKNOWN_CLASS
-from unscene_ros.nodes.managed_node import ManagedNode
+from unscene_ros.nodes.managed import ManagedNode
 
 try:
     from vision_msgs.msg import (

@@ -1,47 +1,60 @@
 """Camera topics and TF in, the map out: a mesh at `mesh_rate_hz` and the keyframes it was made of.
 
-Callbacks only match pictures with poses; fusing and meshing have a thread each, so that neither
-holds up the camera.
+Callbacks only match pictures with poses; fusing, meshing and files have a thread each, so that none
+of them holds up the camera.
 """
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from rclpy.clock import Clock, ClockType
-from rclpy.node import Node
+import numpy as np
+from std_srvs.srv import SetBool
 from tf2_msgs.msg import TFMessage
 
-from unscene_ros.fusion import FusionConfig, TsdfVolume
-from unscene_ros.keyframes import KeyframeConfig, Keyframes
+from unscene_ros.fusion import FusionConfig
+from unscene_ros.keyframes import KeyframeConfig
 from unscene_ros.latency import Latency
 from unscene_ros.msg import Keyframe
 from unscene_ros.nodes import conversions, qos
-from unscene_ros.nodes.diagnostics import Diagnostics
+from unscene_ros.nodes.background_services import BackgroundServices
+from unscene_ros.nodes.camera_input import CameraInput, CamerasConfig
+from unscene_ros.nodes.diagnostics import (
+    Diagnostics,
+    DiagnosticsConfig,
+    Problem,
+    memory_mb,
+)
 from unscene_ros.nodes.drop_log import DropLog
+from unscene_ros.nodes.explanation import Explanation
+from unscene_ros.nodes.live_map import LiveMap
+from unscene_ros.nodes.managed import ManagedNode
 from unscene_ros.nodes.map_publisher import MapPublisher
 from unscene_ros.nodes.newest_worker import NewestWorker
-from unscene_ros.nodes.parameters import declare
-from unscene_ros.nodes.picture_topic import PictureTopic, Transport
+from unscene_ros.nodes.picture_topic import Transport
 from unscene_ros.nodes.run import run
 from unscene_ros.nodes.warm_up import sample_mesh
-from unscene_ros.provenance import peak_memory_mb
+from unscene_ros.pose_jumps import PoseJumpConfig, PoseJumpWatch
 from unscene_ros.scene import Frame, InputError
 from unscene_ros.settings import check_ranges, within
-from unscene_ros.synchronization import FrameAssembler, StampedPicture, SynchronizationConfig
-from unscene_ros.transforms import TransformTree
+from unscene_ros.synchronization import SynchronizationConfig
+from unscene_ros.transforms import TransformError, TransformTree
 
 DIAGNOSTICS_PERIOD_S = 1.0
 LOG_PERIOD_S = 10.0
+AUTOSAVE_NAME = "autosave.npz"
 
 
 @dataclass(frozen=True, slots=True)
 class FusionNodeConfig:
     """Parameters of the fusion node; the sections belong to the stages of the same names."""
 
+    autostart: bool = True  # configure and activate at once, without a lifecycle manager
     world_frame: str = "map"  # TF frame that the map is built in, z up
     transport: Transport = "auto"  # auto: raw pictures, compressed where only these are published
     mesh_rate_hz: float = within(1.0, 0.001, 100)  # how often a changed map is published
@@ -51,142 +64,258 @@ class FusionNodeConfig:
     max_waiting_frames: int = within(5, 1)
     # Most triangles in one message of ~/mesh_markers.
     max_marker_triangles: int = within(200_000, 1)
+    map_folder: str = ""  # the only place where services read and write; empty: they refuse
+    autosave_s: float = within(0.0, 0)  # how often a changed map is saved in map_folder; 0 never
+    resume: bool = False  # begins with the map that was saved there by itself, if there is one
+    cameras: CamerasConfig = field(default_factory=CamerasConfig)
     synchronization: SynchronizationConfig = field(default_factory=SynchronizationConfig)
+    pose_jumps: PoseJumpConfig = field(default_factory=PoseJumpConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
 
     def __post_init__(self) -> None:
         check_ranges(self)
 
 
-class FusionNode(Node):
+class FusionNode(ManagedNode):
     """rgb/image, depth/image, their camera_info and TF -> ~/mesh, ~/mesh_markers, ~/keyframes."""
 
+    READ_WHEN_CONFIGURED = (
+        "autostart", "world_frame", "max_marker_triangles", "map_folder", "autosave_s", "resume",
+        "fusion.voxel_size_m", "fusion.min_weight", "fusion.max_megabytes", "fusion.device",
+        "keyframes.max_frames", "diagnostics",
+    )  # fmt: skip
+    READ_WHEN_ACTIVATED = (
+        "transport", "max_wait_s", "max_waiting_frames", "cameras", "synchronization", "pose_jumps",
+    )  # fmt: skip
+
     def __init__(self) -> None:
-        super().__init__("fusion_node")
-        self._threads: list[NewestWorker | MapPublisher] = []
-        config = self._config = declare(self, FusionNodeConfig)
-        sample_mesh(config.fusion)  # compiles what the first frame would otherwise wait for
-        self._drops = DropLog(self.get_logger().warning)
+        super().__init__("fusion_node", FusionNodeConfig)
+        self.drops = DropLog(self.get_logger().warning)
         self._latency = Latency()
-        self._frames_used = 0
-        self._keyframes = Keyframes(config.keyframes)
-        self._volume = TsdfVolume(config.fusion)
-        self._volume_lock = threading.Lock()
-        self._map = MapPublisher(
+        self._cameras: list[CameraInput] = []
+        self._explanations: list[Explanation] = []
+        self._paused = False
+        self._jump_count = 0
+        Diagnostics(
+            self, DIAGNOSTICS_PERIOD_S, self._figures, self._problems, self.config.diagnostics
+        )
+        self.autostart()
+
+    # The map, from configure on.
+
+    def configure(self, undo: ExitStack) -> None:
+        config: FusionNodeConfig = self.config
+        sample_mesh(config.fusion)  # compiles what the first frame would otherwise wait for
+        self.live_map = LiveMap(config.fusion, config.keyframes, self._latency)
+        self._map_publisher = MapPublisher(
             self,
-            self._volume,
-            self._volume_lock,
+            undo,
+            self.live_map,
             self._latency,
             config.world_frame,
             config.max_marker_triangles,
         )
-        self._worker = NewestWorker(
-            "fusion",
-            self._fuse,
-            on_drop=lambda _: self._drops.add("too slow", "newer frames were waiting to be fused"),
-            on_failure=lambda _, error: self._drops.add("failed", repr(error)),
-            capacity=config.max_waiting_frames,
+        self._keyframe_publisher = self.publish_on(
+            undo, Keyframe, "~/keyframes", qos.latched(config.keyframes.max_frames)
         )
-        self._threads = [self._worker, self._map]
-        self._keyframe_publisher = self.create_publisher(
-            Keyframe, "~/keyframes", qos.latched(config.keyframes.max_frames)
+        self._publish_timer = self.repeat(
+            undo, 1.0 / config.mesh_rate_hz, self._map_publisher.publish_changes
         )
-        # Steady, so that the map goes on when simulated time stands still, as behind a recording.
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1.0 / config.mesh_rate_hz, self._map.publish_changes, clock=steady)
-        self.create_timer(LOG_PERIOD_S, self._log_counts, clock=steady)
-        Diagnostics(self, DIAGNOSTICS_PERIOD_S, self._figures, self._drops.news)
-        self._subscribe()
-        self.get_logger().info(
-            f"ready: pictures on {self._color.topic} and {self._depth.topic}, "
-            f"map in '{config.world_frame}'"
-        )
+        self._background = BackgroundServices(self, undo, config.map_folder)
+        self._offer_services(undo)
+        self._saved_change = self.live_map.change
+        if config.autosave_s:
+            self.repeat(undo, config.autosave_s, self._autosave)
+        if config.resume and self._autosave_path.exists():
+            self.get_logger().info(self._load(self._autosave_path))
 
-    def _subscribe(self) -> None:
-        config = self._config
+    def apply(self, config: FusionNodeConfig) -> None:
+        if self.state != "unconfigured":
+            self.live_map.apply(config.fusion, config.keyframes)
+            self._publish_timer.timer_period_ns = round(1e9 / config.mesh_rate_hz)
+
+    def _offer_services(self, undo: ExitStack) -> None:
+        self._background.offer("reset", self._reset)
+        self._background.offer_file("save_map", (".npz",), self._save)
+        self._background.offer_file("load_map", (".npz",), self._load)
+        self._background.offer_file("save_timings", (".json",), self._latency.save)
+        pause = self.create_service(SetBool, "~/pause", self._on_pause)
+        undo.callback(self.destroy_service, pause)
+
+    def _reset(self) -> str:
+        self.live_map.reset()
+        return "the map is empty"
+
+    def _save(self, path: Path) -> str:
+        blocks = self.live_map.save(path)
+        return f"{blocks} blocks in {path}"
+
+    def _load(self, path: Path) -> str:
+        frames = self.live_map.load(path)
+        return f"a map of {frames} frames from {path}"
+
+    def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
+        self._paused = request.data
+        response.success = True
+        response.message = "no frame is fused until ~/pause false" if self._paused else "goes on"
+        return response
+
+    @property
+    def _autosave_path(self) -> Path:
+        if not self._background.folder:
+            raise InputError("map_folder: expected a folder for autosave_s and resume, got none")
+        return self._background.folder / AUTOSAVE_NAME
+
+    def _autosave(self) -> None:
+        if self.live_map.change > self._saved_change:
+            self._saved_change = self.live_map.change
+            self._background.start("autosave", self._save, self._autosave_path)
+
+    # Frames, while active.
+
+    def activate(self, undo: ExitStack) -> None:
+        config: FusionNodeConfig = self.config
         # TF is kept in our own tree, on robots too: replay uses the same one, so that a picture
         # gets the same pose live and offline, and its errors say what is missing.
         self._transforms = TransformTree(config.synchronization.pose_history_s)
-        self._assembler = FrameAssembler(
-            partial(self._transforms.lookup, config.world_frame),
-            self._transforms.lookup,
-            self._drops,
-            config.synchronization,
-            max_wait_s=config.max_wait_s,
+        self._pose_jumps = PoseJumpWatch(config.pose_jumps)
+        self._worker = NewestWorker(
+            "fusion",
+            self._fuse,
+            on_drop=lambda _: self.drops.add("too slow", "newer frames were waiting to be fused"),
+            on_failure=lambda _, error: self.drops.add("failed", repr(error)),
+            capacity=config.max_waiting_frames,
         )
+        undo.callback(self._worker.stop)
+        # Before the cameras: of all that waits, what was subscribed first is taken first.
         for topic, profile, static in (
             ("/tf", qos.TRANSFORMS, False),
             ("/tf_static", qos.STATIC_TRANSFORMS, True),
         ):
             take = partial(self._on_transforms, static)
-            self.create_subscription(TFMessage, topic, take, profile)
-        # Frames and drops are counted by depth pictures; colour alone is nobody's loss.
-        options = config.transport, config.max_wait_s
-        self._color = PictureTopic(self, "rgb", *options, self._on_color, self._drops.warn)
-        self._depth = PictureTopic(self, "depth", *options, self._on_depth, self._drops.add)
-
-    def _on_color(self, picture: StampedPicture) -> None:
-        self._assembler.add_color(picture)
-        self._fuse_complete_frames()
-
-    def _on_depth(self, picture: StampedPicture) -> None:
-        self._assembler.add_depth(picture)
-        self._fuse_complete_frames()
+            self.subscribe(undo, TFMessage, topic, take, profile)
+        self._cameras = [
+            CameraInput(
+                self,
+                undo,
+                camera,
+                config.transport,
+                config.max_wait_s,
+                config.synchronization,
+                config.world_frame,
+                self._transforms,
+                self.drops,
+                self._take,
+            )
+            for camera in config.cameras.each()
+        ]
+        self._explanations = [
+            Explanation(
+                self,
+                [camera],
+                self._transforms,
+                config.world_frame,
+                self.drops,
+                config.synchronization,
+                config.diagnostics,
+            )
+            for camera in self._cameras
+        ]
+        self.repeat(undo, LOG_PERIOD_S, self._log_counts)
+        topics = ", ".join(f"{c.color.topic} and {c.depth.topic}" for c in self._cameras)
+        self.get_logger().info(f"ready: pictures on {topics}, map in '{config.world_frame}'")
 
     def _on_transforms(self, static: bool, message: TFMessage) -> None:
         for parent, child, stamp_ns, matrix in conversions.transforms_from_msg(message):
             try:
                 self._transforms.add(parent, child, stamp_ns, matrix, static)
             except InputError as error:
-                self._drops.warn("unusable transform", str(error))
-        self._fuse_complete_frames()
+                self.drops.warn("unusable transform", str(error))
+        for camera in self._cameras:
+            camera.take_complete_frames()
 
-    def _fuse_complete_frames(self) -> None:
-        for frame in self._assembler.frames():
+    def _take(self, frame: Frame) -> None:
+        if not self._paused:
+            self._watch_for_jump(frame)
             self._worker.submit(frame)
+
+    def _watch_for_jump(self, frame: Frame) -> None:
+        """Loop closure moves the map under the robot: what was fused before is doubled near it."""
+        config: PoseJumpConfig = self.config.pose_jumps
+        try:
+            world_from_odom = self._transforms.lookup(
+                self.config.world_frame, config.frame, frame.stamp_ns
+            )
+        except TransformError:
+            return  # nobody corrects an odometry here
+        camera = np.linalg.solve(world_from_odom, frame.world_from_camera)[:3, 3]
+        jump = self._pose_jumps.update(frame.stamp_ns, world_from_odom, camera)
+        if jump is None:
+            return
+        self._jump_count += 1
+        done = "the map is kept"
+        if config.policy == "clear":
+            blocks = self.live_map.clear_around(jump.camera_before, config.clear_radius_m)
+            done = f"{blocks} blocks within {config.clear_radius_m:g} m were cleared"
+        self.get_logger().warning(
+            f"'{config.frame}' jumped in '{self.config.world_frame}', which carried the camera "
+            f"{jump.translation_m:.2f} m and turned it {jump.rotation_deg:.1f} degrees: {done}"
+        )
 
     def _fuse(self, frame: Frame) -> None:
         """In the worker's thread."""
-        with self._volume_lock, self._latency.measure("fusion"):
-            dropped_before = self._volume.dropped.copy()
-            if self._volume.integrate(frame):
-                self._frames_used += 1
-                self._map.add_frame(frame.stamp_ns)
-            dropped = self._volume.dropped - dropped_before
+        dropped, keyframe = self.live_map.integrate(frame)
         for reason in dropped:
-            self._drops.add(reason, f"frame at {frame.stamp_ns / 1e9:.3f} s")
-        with self._latency.measure("keyframes"):
-            if not dropped and self._keyframes.offer(frame):
-                kept = self._keyframes.frames[-1]
-                message = conversions.keyframe_to_msg(kept, self._config.world_frame)
-                self._keyframe_publisher.publish(message)
+            self.drops.add(reason, f"frame at {frame.stamp_ns / 1e9:.3f} s")
+        if keyframe:
+            message = conversions.keyframe_to_msg(keyframe, self.config.world_frame)
+            self._keyframe_publisher.publish(message)
+
+    # What it says of itself.
+
+    @property
+    def _received(self) -> int:
+        return sum(camera.depth.received for camera in self._cameras)
 
     def _log_counts(self) -> None:
-        if self._depth.received:
+        if self._received:
             self.get_logger().info(
-                f"{self._depth.received} depth pictures, {self._frames_used} frames used, "
-                f"dropped: {self._drops.counts or 'none'}"
+                f"{self._received} depth pictures, {self.live_map.frames_used} frames used, "
+                f"dropped: {self.drops.counts or 'none'}"
             )
 
     def _figures(self) -> dict[str, Any]:
+        if self.state == "unconfigured":
+            return {"memory_mb": memory_mb()}
         return {
             "frames": {
-                "received": self._depth.received,
-                "used": self._frames_used,
-                "waiting": self._worker.pending,
+                "received": self._received,
+                "used": self.live_map.frames_used,
+                "waiting": self._worker.pending if self.state == "active" else 0,
             },
-            "dropped": dict(self._drops.counts),
-            "map": self._map.figures(),
+            "dropped": dict(self.drops.counts),
+            "map": {**self._map_publisher.figures(), **self.live_map.figures()},
+            "pose_jumps": self._jump_count,
             "latency_ms": self._latency.summary(),
-            "memory_mb": {"peak": peak_memory_mb()},
+            "recent": self._latency.recent(self.config.diagnostics.recent_s),
+            "memory_mb": memory_mb(),
         }
 
-    def destroy_node(self) -> None:
-        """Ends the threads first, as they publish; there are none when starting failed."""
-        for thread in self._threads:
-            thread.stop()
-        super().destroy_node()
+    def _problems(self) -> Iterator[Problem]:
+        yield from self.drops.news()
+        if self.state != "active":
+            yield Problem("warn", f"the node is {self.state}")
+            return
+        yield Problem("warn", self._map_publisher.problem())
+        if self._background.failed:
+            yield Problem("error", self._background.last)
+        if self._paused:
+            yield Problem("warn", "paused: call ~/pause with false to go on")
+            return
+        for camera, explanation in zip(self._cameras, self._explanations, strict=True):
+            yield Problem("error", explanation.sentence(camera.idle_s))
 
 
 def main(arguments: list[str] | None = None) -> None:

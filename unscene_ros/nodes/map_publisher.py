@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
-import threading
+from contextlib import ExitStack
 from typing import Any
 
-from rclpy.node import Node
 from visualization_msgs.msg import MarkerArray
 
-from unscene_ros.fusion import TsdfVolume
 from unscene_ros.latency import Latency
 from unscene_ros.msg import Mesh as MeshMsg
 from unscene_ros.nodes import conversions, display, qos
+from unscene_ros.nodes.live_map import LiveMap, MapState
+from unscene_ros.nodes.managed import ManagedNode
 from unscene_ros.nodes.mesh_chunks import MeshChunks
 from unscene_ros.nodes.newest_worker import NewestWorker
 from unscene_ros.scene import Mesh
 
 
 class MapPublisher:
-    """Publishes the whole mesh when frames were added, and to viewers what changed of it.
-
-    `lock` is held while the volume is read; who changes the volume holds it too.
-    """
+    """Publishes the whole mesh when the map has changed, and to viewers what changed of it."""
 
     def __init__(
         self,
-        node: Node,
-        volume: TsdfVolume,
-        lock: threading.Lock,
+        node: ManagedNode,
+        undo: ExitStack,
+        live_map: LiveMap,
         latency: Latency,
         world_frame: str,
         max_marker_triangles: int,
     ) -> None:
-        self._volume = volume
-        self._lock = lock
+        self.revision = 0
+        self._live_map = live_map
         self._latency = latency
         self._world_frame = world_frame
         self._max_marker_triangles = max_marker_triangles
-        self._frames_added = 0
-        self._frames_in_map = 0
-        self._newest_stamp_ns = 0
-        self._revision = 0
-        self._figures: dict[str, Any] = {}
-        self._mesh = Mesh.empty()
+        self._published = MapState(Mesh.empty(), "", 0, 0, 0)
         self._header = conversions.make_header(world_frame, 0)
         self._chunks = MeshChunks()
         self._viewers = 0
-        self._mesh_publisher = node.create_publisher(MeshMsg, "~/mesh", qos.MAP)
-        self._marker_publisher = node.create_publisher(
-            MarkerArray, "~/mesh_markers", qos.reliable(10)
+        self._was_taken = False
+        self._mesh_publisher = node.publish_on(undo, MeshMsg, "~/mesh", qos.MAP)
+        self._marker_publisher = node.publish_on(
+            undo, MarkerArray, "~/mesh_markers", qos.reliable(10)
         )
         self._worker = NewestWorker(
             "map",
@@ -56,11 +49,7 @@ class MapPublisher:
             on_drop=lambda _: None,  # only a start signal: the next map holds everything
             on_failure=lambda _, error: node.get_logger().error(f"no new map: {error!r}"),
         )
-
-    def add_frame(self, stamp_ns: int) -> None:
-        """Tells that a frame has changed the volume."""
-        self._frames_added += 1
-        self._newest_stamp_ns = stamp_ns
+        undo.callback(self._worker.stop)
 
     def publish_changes(self) -> None:
         """Starts an update, if there is anything new to send, and returns at once."""
@@ -69,15 +58,25 @@ class MapPublisher:
 
     def figures(self) -> dict[str, Any]:
         """The state of the published map, for diagnostics."""
-        return {"revision": self._revision, "frames": self._frames_in_map, **self._figures}
+        state = self._published
+        return {
+            "revision": self.revision,
+            "frames": state.frames,
+            "vertices": len(state.mesh.vertices),
+        }
 
-    def stop(self) -> None:
-        """Ends the thread."""
-        self._worker.stop()
+    def problem(self) -> str:
+        """That nobody takes the map any more, or nothing; to be asked again and again."""
+        takers = self._mesh_publisher.get_subscription_count()
+        self._was_taken |= takers > 0
+        if takers or not self._was_taken:
+            return ""
+        topic = self._mesh_publisher.topic_name
+        return f"nobody takes '{topic}' any more: has the segmentation node ended?"
 
     @property
     def _is_old(self) -> bool:
-        return self._frames_added > self._frames_in_map
+        return self._live_map.change > self._published.change
 
     @property
     def _viewers_lack_something(self) -> bool:
@@ -90,19 +89,12 @@ class MapPublisher:
         self._publish_markers()
 
     def _publish_mesh(self) -> None:
-        with self._lock, self._latency.measure("meshing"):
-            self._mesh = self._volume.extract_mesh()
-            self._frames_in_map, stamp_ns = self._frames_added, self._newest_stamp_ns
-            self._figures = {
-                "vertices": len(self._mesh.vertices),
-                "blocks": self._volume.block_count,
-                "evicted_blocks": self._volume.evicted_blocks,
-                "megabytes": self._volume.memory_megabytes,
-            }
-        self._revision += 1
-        self._header = conversions.make_header(self._world_frame, stamp_ns)
+        state = self._live_map.extract()
+        self._published = state
+        self.revision += 1
+        self._header = conversions.make_header(self._world_frame, state.stamp_ns)
         with self._latency.measure("mesh_message"):
-            message = conversions.mesh_to_msg(self._mesh, self._header, self._revision)
+            message = conversions.mesh_to_msg(state.mesh, self._header, self.revision, state.map_id)
             self._mesh_publisher.publish(message)
 
     def _publish_markers(self) -> None:
@@ -115,6 +107,8 @@ class MapPublisher:
         if joined:
             self._chunks = MeshChunks()
         with self._latency.measure("mesh_markers"):
-            changed, gone = self._chunks.update(self._mesh, self._max_marker_triangles)
+            changed, gone = self._chunks.update(self._published.mesh, self._max_marker_triangles)
+            if not (joined or changed or gone):
+                return
             markers = display.mesh_to_markers(changed, gone, joined, self._header)
             self._marker_publisher.publish(markers)

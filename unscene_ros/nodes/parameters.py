@@ -98,12 +98,11 @@ def _set_range(
         return
     least, most = limits
     if kind is int:
-        end = _LARGEST_INTEGER if math.isinf(most) else int(most)
-        start = -_LARGEST_INTEGER if math.isinf(least) else int(least)
-        descriptor.integer_range = [IntegerRange(from_value=start, to_value=end)]
+        largest = _LARGEST_INTEGER
+        ends = [int(max(least, -largest)), largest if math.isinf(most) else int(most)]
+        descriptor.integer_range = [IntegerRange(from_value=ends[0], to_value=ends[1])]
     elif kind is float:
-        largest = sys.float_info.max
-        start, end = max(least, -largest), min(most, largest)
+        start, end = max(least, -sys.float_info.max), min(most, sys.float_info.max)
         descriptor.floating_point_range = [FloatingPointRange(from_value=start, to_value=end)]
 
 

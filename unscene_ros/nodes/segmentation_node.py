@@ -5,29 +5,45 @@ Segmenting takes seconds while maps go on coming: a thread works on the newest o
 
 from __future__ import annotations
 
+import gc
+import sys
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from rclpy.node import Node
+import numpy as np
 from sensor_msgs.msg import PointCloud2
 from visualization_msgs.msg import MarkerArray
 
+from unscene_ros.instance_mesh import write_instance_mesh
 from unscene_ros.keyframes import KeyframeConfig, Keyframes
 from unscene_ros.latency import Latency
 from unscene_ros.msg import InstanceArray, Keyframe, Mesh
 from unscene_ros.nodes import conversions, display, qos
-from unscene_ros.nodes.diagnostics import Diagnostics
+from unscene_ros.nodes.background_services import BackgroundServices
+from unscene_ros.nodes.detections import DetectionPublisher
+from unscene_ros.nodes.diagnostics import (
+    Diagnostics,
+    DiagnosticsConfig,
+    Problem,
+    memory_mb,
+)
 from unscene_ros.nodes.drop_log import DropLog
+from unscene_ros.nodes.known_objects import KnownObjects
+from unscene_ros.nodes.managed import ManagedNode
 from unscene_ros.nodes.newest_worker import NewestWorker
-from unscene_ros.nodes.parameters import declare
 from unscene_ros.nodes.run import run
 from unscene_ros.nodes.warm_up import sample_frames, sample_mesh
 from unscene_ros.pipeline import segment_mesh
-from unscene_ros.provenance import peak_memory_mb
 from unscene_ros.scene import InputError
 from unscene_ros.scene import Mesh as SceneMesh
 from unscene_ros.segmentation import DEFAULT_SEGMENTER, SegmentationConfig, load_segmenter
+from unscene_ros.srv import GetInstances
+from unscene_ros.storage import inside
 from unscene_ros.tracking import InstanceTracker, TrackingConfig
 
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -37,50 +53,78 @@ DIAGNOSTICS_PERIOD_S = 1.0
 class SegmentationNodeConfig:
     """Parameters of the segmentation node; the sections belong to the stages of the same names."""
 
+    autostart: bool = True  # configure and activate at once, without a lifecycle manager
     # training-free, default (the network in the package and training-free together), a network's
     # FILE, or consensus:FILE for it and training-free together
     checkpoint: str = DEFAULT_SEGMENTER
+    automatic: bool = True  # segments each new map; else only when ~/segment_now is called
+    # Where meshes are saved and the ids of a saved map's objects kept; empty: neither.
+    map_folder: str = ""
     segmentation: SegmentationConfig = field(default_factory=SegmentationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     keyframes: KeyframeConfig = field(default_factory=KeyframeConfig)
+    diagnostics: DiagnosticsConfig = field(default_factory=DiagnosticsConfig)
 
 
-class SegmentationNode(Node):
+class SegmentationNode(ManagedNode):
     """fusion_node/mesh and keyframes -> ~/instance_array, ~/instance_markers, ~/labelled_cloud."""
 
+    READ_WHEN_CONFIGURED = ("autostart", "map_folder", "tracking", "keyframes", "diagnostics")
+    READ_WHEN_ACTIVATED = ("checkpoint", "segmentation")
+
     def __init__(self) -> None:
-        super().__init__("segmentation_node")
-        self._threads: list[NewestWorker] = []
-        config = self._config = declare(self, SegmentationNodeConfig)
-        self._segmenter = load_segmenter(config.checkpoint, config.segmentation)
-        self.get_logger().info(f"segmenter: {self._segmenter}")
-        self._warm_up()
-        self._drops = DropLog(self.get_logger().warning)
+        super().__init__("segmentation_node", SegmentationNodeConfig)
+        self.drops = DropLog(self.get_logger().warning)
         self._latency = Latency()
+        self.maps: Counter[str] = Counter()
+        self._segmented_at_s = 0.0
+        Diagnostics(
+            self, DIAGNOSTICS_PERIOD_S, self._figures, self._problems, self.config.diagnostics
+        )
+        self.autostart()
+
+    def configure(self, undo: ExitStack) -> None:
+        config: SegmentationNodeConfig = self.config
         self._keyframes = Keyframes(config.keyframes)
         self._tracker = InstanceTracker(config.tracking)
-        self._revision = 0
+        self._newest: Mesh | None = None
+        self._known = KnownObjects()
+        self._newest_result: tuple[SceneMesh, InstanceArray] | None = None
         self._shown_ids: set[int] = set()
-        self._maps: Counter[str] = Counter()
+        self._array_publisher = self.publish_on(undo, InstanceArray, "~/instance_array", qos.MAP)
+        self._marker_publisher = self.publish_on(undo, MarkerArray, "~/instance_markers", qos.MAP)
+        self._cloud_publisher = self.publish_on(undo, PointCloud2, "~/labelled_cloud", qos.MAP)
+        self._detections = DetectionPublisher(self, undo)
+        self._background = BackgroundServices(self, undo, config.map_folder)
+        self._background.offer("segment_now", self._segment_now)
+        self._background.offer_file("save_mesh", (".ply", ".glb"), self._save_mesh)
+        self._background.offer_file("save_timings", (".json",), self._latency.save)
+        service = self.create_service(GetInstances, "~/get_instances", self._on_get_instances)
+        undo.callback(self.destroy_service, service)
+
+    def activate(self, undo: ExitStack) -> None:
+        config: SegmentationNodeConfig = self.config
+        self._segmenter = load_segmenter(config.checkpoint, config.segmentation)
+        undo.callback(self._free_segmenter)
+        self.get_logger().info(f"segmenter: {self._segmenter}")
+        self._warm_up()
         self._worker = NewestWorker(
             "segmentation",
             self._segment,
-            on_drop=lambda _: self._maps.update(["skipped"]),  # a newer one holds it all
-            on_failure=lambda _, error: self._drops.add("map failed", repr(error)),
+            on_drop=lambda _: self.maps.update(["skipped"]),  # a newer one holds it all
+            on_failure=lambda _, error: self.drops.add("map failed", _explained(error)),
         )
-        self._threads = [self._worker]
-        self._array_publisher = self.create_publisher(InstanceArray, "~/instance_array", qos.MAP)
-        self._marker_publisher = self.create_publisher(MarkerArray, "~/instance_markers", qos.MAP)
-        self._cloud_publisher = self.create_publisher(PointCloud2, "~/labelled_cloud", qos.MAP)
-        Diagnostics(self, DIAGNOSTICS_PERIOD_S, self._figures, self._drops.news)
-        self.create_subscription(
+        undo.callback(self._worker.stop)
+        self.subscribe(
+            undo,
             Keyframe,
             "fusion_node/keyframes",
             self._on_keyframe,
             qos.latched(config.keyframes.max_frames),
         )
-        self.create_subscription(Mesh, "fusion_node/mesh", self._worker.submit, qos.MAP)
-        self.get_logger().info(f"ready: maps on {self.resolve_topic_name('fusion_node/mesh')}")
+        self.subscribe(undo, Mesh, "fusion_node/mesh", self._on_mesh, qos.MAP)
+        self._map_topic = self.resolve_topic_name("fusion_node/mesh")
+        self.get_logger().info(f"ready: maps on {self._map_topic}")
 
     def _warm_up(self) -> None:
         """Compiles and loads what the first map would otherwise wait for."""
@@ -88,53 +132,147 @@ class SegmentationNode(Node):
         segments, instances = segment_mesh(mesh, self._segmenter, keyframes)
         InstanceTracker().update(mesh, segments, instances)
 
+    def _free_segmenter(self) -> None:
+        del self._segmenter
+        gc.collect()
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
     def _on_keyframe(self, message: Keyframe) -> None:
         # Choosing again among what the fusion node chose, by the same rule, gives the same set.
         try:
             self._keyframes.offer(conversions.keyframe_from_msg(message))
         except InputError as error:
-            self._drops.add("unusable keyframe", str(error))
+            self.drops.add("unusable keyframe", str(error))
+
+    def _on_mesh(self, message: Mesh) -> None:
+        self._newest = message
+        if self.config.automatic:
+            self._worker.submit(message)
 
     def _segment(self, message: Mesh) -> None:
         """In the worker's thread."""
         mesh = conversions.mesh_from_msg(message)
-        # The first map of this node, or of a fusion node that began anew.
-        start_over = not 0 < self._revision < message.revision
+        start_over = message.map_id != self._tracker.map_id
         if start_over:
-            self._tracker = InstanceTracker(self._config.tracking)
-        self._revision = message.revision
+            self._begin_map(message.map_id)
         keyframes = list(self._keyframes.frames)
         segments, instances = segment_mesh(mesh, self._segmenter, keyframes, self._latency)
         with self._latency.measure("tracking"):
             track_ids = self._tracker.update(mesh, segments, instances)
+            gone = self._tracker.vanished
         with self._latency.measure("publishing"):
-            array = conversions.instances_to_msg(message, mesh, segments, instances, track_ids)
+            array = conversions.instances_to_msg(
+                message, mesh, segments, instances, track_ids, gone
+            )
             self._publish(mesh, array, start_over)
+
+    def _begin_map(self, map_id: str) -> None:
+        """Another map: its ids begin anew, or go on if it is one that this node has known."""
+        self._tracker = InstanceTracker(self.config.tracking, map_id)
+        path = self._tracks_path
+        if path and path.exists():
+            try:
+                self._tracker = InstanceTracker.load(path, self.config.tracking)
+            except InputError as error:
+                self.get_logger().warning(f"the objects of this map get new ids: {error}")
+
+    @property
+    def _tracks_path(self) -> Path | None:
+        """Where the ids of this map's objects are kept, under whatever name it is saved."""
+        folder, map_id = self._background.folder, self._tracker.map_id
+        return inside(folder, f"{map_id}.tracks.npz") if folder and map_id else None
 
     def _publish(self, mesh: SceneMesh, array: InstanceArray, start_over: bool) -> None:
         ids = {instance.id for instance in array.instances}
-        gone = sorted(self._shown_ids - ids)
+        hidden = sorted(self._shown_ids - ids)
         self._shown_ids = ids
+        self._known.update(array)
+        self._newest_result = mesh, array
         self._array_publisher.publish(array)
-        self._marker_publisher.publish(display.instances_to_markers(array, gone, start_over))
+        self._marker_publisher.publish(display.instances_to_markers(array, hidden, start_over))
         self._cloud_publisher.publish(display.labelled_cloud_to_msg(mesh, array))
-        self._maps.update(["segmented"])
+        self._detections.publish(array)
+        self.maps.update(["segmented"])
+        self._segmented_at_s = time.monotonic()
+        self._save_tracks()
+
+    def _save_tracks(self) -> None:
+        """After each map, so that what was shown keeps its id when the node starts again."""
+        if path := self._tracks_path:
+            try:
+                self._tracker.save(path)
+            except InputError as error:
+                self.drops.warn("ids are not saved", str(error))
+
+    # Services.
+
+    def _segment_now(self) -> str:
+        if self.state != "active":
+            raise InputError("segment_now: the node is not active: activate it first")
+        if self._newest is None:
+            raise InputError("segment_now: no map has come yet: is the fusion node running?")
+        self._worker.submit(self._newest)
+        return f"map {self._newest.revision} is being segmented, see ~/instance_array"
+
+    def _save_mesh(self, path: Path) -> str:
+        if self._newest_result is None:
+            raise InputError("save_mesh: nothing is segmented yet: call ~/segment_now first")
+        mesh, array = self._newest_result
+        found = array.instances
+        write_instance_mesh(
+            path,
+            mesh,
+            np.frombuffer(array.instance_of_vertex, np.int32),
+            np.array([instance.id for instance in found], np.int32),
+            [instance.class_name for instance in found],
+            np.array([instance.score for instance in found], np.float32),
+        )
+        return f"{len(mesh.faces)} triangles with {len(found)} objects in {path}"
+
+    def _on_get_instances(
+        self, request: GetInstances.Request, _: GetInstances.Response
+    ) -> GetInstances.Response:
+        return self._known.answer(request)
+
+    # What it says of itself.
 
     def _figures(self) -> dict[str, Any]:
-        return {
-            "maps": dict(self._maps),
-            "dropped": dict(self._drops.counts),
-            "revision": self._revision,
-            "instances": len(self._shown_ids),
+        if self.state == "unconfigured":
+            return {"memory_mb": memory_mb()}
+        figures: dict[str, Any] = {
+            "maps": dict(self.maps),
+            "dropped": dict(self.drops.counts),
+            "instances": {"shown": len(self._shown_ids), "known": len(self._known)},
             "latency_ms": self._latency.summary(),
-            "memory_mb": {"peak": peak_memory_mb()},
+            "recent": self._latency.recent(self.config.diagnostics.recent_s),
+            "memory_mb": memory_mb(),
         }
+        if self._newest_result and self.config.automatic:
+            figures["segmentation"] = {"age_s": time.monotonic() - self._segmented_at_s}
+        return figures
 
-    def destroy_node(self) -> None:
-        """Ends the thread first, as it publishes; there is none when starting failed."""
-        for thread in self._threads:
-            thread.stop()
-        super().destroy_node()
+    def _problems(self) -> Iterator[Problem]:
+        yield from self.drops.news()
+        if self.state != "active":
+            yield Problem("warn", f"the node is {self.state}")
+            return
+        if self._background.failed:
+            yield Problem("error", self._background.last)
+        if not self.count_publishers(self._map_topic):
+            nobody = f"nobody publishes '{self._map_topic}'"
+            yield Problem("error", f"{nobody}: is the fusion node running, or has it ended?")
+
+
+def _explained(error: Exception) -> str:
+    """What went wrong with a map, and what to do where that is known."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        return (
+            "the GPU's memory is exhausted: set segmentation.network.device to cpu, or "
+            f"fusion.voxel_size_m larger ({error})"
+        )
+    return repr(error)
 
 
 def main(arguments: list[str] | None = None) -> None:

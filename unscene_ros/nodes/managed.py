@@ -147,7 +147,7 @@ class ManagedNode(LifecycleNode):
 
     def publish_on(self, undo: ExitStack, kind: type, topic: str, profile: QoSProfile) -> Any:
         """A publisher."""
-        publisher = self.create_publisher(kind, topic, profile)
+        publisher: Any = self.create_publisher(kind, topic, profile)
         undo.callback(self.destroy_publisher, publisher)
         return publisher
 

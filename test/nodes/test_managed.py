@@ -10,7 +10,7 @@ from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from unscene_ros.nodes.managed_node import ManagedNode
+from unscene_ros.nodes.managed import ManagedNode
 from unscene_ros.scene import InputError
 from unscene_ros.settings import check_ranges, within
 
