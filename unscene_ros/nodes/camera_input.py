@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -15,6 +16,8 @@ from unscene_ros.nodes.picture_topic import PictureTopic, Transport
 from unscene_ros.scene import Frame, InputError
 from unscene_ros.synchronization import FrameAssembler, StampedPicture, SynchronizationConfig
 from unscene_ros.transforms import TIME_JUMP_NS, TransformTree
+
+TOPIC_PREFIX = r"/?[a-zA-Z_]\w*(/[a-zA-Z_]\w*)*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,11 @@ class CamerasConfig:
     def __post_init__(self) -> None:
         if not self.names or len(set(self.names)) < len(self.names):
             raise InputError(f"cameras.names: expected different names, got {list(self.names)}")
+        for name in filter(None, self.names):
+            if not re.fullmatch(TOPIC_PREFIX, name, re.ASCII):
+                raise InputError(
+                    f"cameras.names: expected the first part of a topic's name, got '{name}'"
+                )
         for name in ("frames", "reliable"):
             values = getattr(self, name)
             if len(values) not in (1, len(self.names)):
@@ -85,8 +93,8 @@ class CameraInput:
         )
         # Frames and drops are counted by depth pictures; colour alone is nobody's loss.
         self.color = topics("rgb", take=self._on(self._assembler.add_color), drop=drops.warn)
-        self.depth = topics("depth", take=self._on(self._add_depth), drop=drops.add)
         undo.callback(self.color.close)
+        self.depth = topics("depth", take=self._on(self._add_depth), drop=drops.add)
         undo.callback(self.depth.close)
 
     def _on(self, add: Callable[[StampedPicture], None]) -> Callable[[StampedPicture], None]:
@@ -103,8 +111,8 @@ class CameraInput:
         if back_ns > TIME_JUMP_NS:
             self._drops.warn(
                 "time was set back",
-                f"by {back_ns / 1e9:.1f} s on '{self.depth.topic}': the map is kept, and what comes "
-                "now is fused into it; call ~/reset if it is of another place",
+                f"by {back_ns / 1e9:.1f} s on '{self.depth.topic}': the map is kept, and what "
+                "comes now is fused into it; call ~/reset if it is of another place",
             )
         self._newest_ns = picture.stamp_ns
         self._assembler.add_depth(picture)

@@ -6,7 +6,9 @@ of them holds up the camera.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -84,7 +86,7 @@ class FusionNode(ManagedNode):
     READ_WHEN_CONFIGURED = (
         "autostart", "world_frame", "max_marker_triangles", "map_folder", "autosave_s", "resume",
         "fusion.voxel_size_m", "fusion.min_weight", "fusion.max_megabytes", "fusion.device",
-        "keyframes.max_frames", "diagnostics",
+        "keyframes.max_frames",
     )  # fmt: skip
     READ_WHEN_ACTIVATED = (
         "transport", "max_wait_s", "max_waiting_frames", "cameras", "synchronization", "pose_jumps",
@@ -98,7 +100,7 @@ class FusionNode(ManagedNode):
         self._explanations: list[Explanation] = []
         self._paused = False
         self._jump_count = 0
-        Diagnostics(
+        self._diagnostics = Diagnostics(
             self, DIAGNOSTICS_PERIOD_S, self._figures, self._problems, self.config.diagnostics
         )
         self.autostart()
@@ -108,6 +110,9 @@ class FusionNode(ManagedNode):
     def configure(self, undo: ExitStack) -> None:
         config: FusionNodeConfig = self.config
         sample_mesh(config.fusion)  # compiles what the first frame would otherwise wait for
+        undo.callback(self._forget_map)
+        self._paused = False
+        self._received_before = 0
         self.live_map = LiveMap(config.fusion, config.keyframes, self._latency)
         self._map_publisher = MapPublisher(
             self,
@@ -125,16 +130,36 @@ class FusionNode(ManagedNode):
         )
         self._background = BackgroundServices(self, undo, config.map_folder)
         self._offer_services(undo)
-        self._saved_change = self.live_map.change
-        if config.autosave_s:
-            self.repeat(undo, config.autosave_s, self._autosave)
+        if config.resume or config.autosave_s:
+            self._keep_map(undo, config)
+
+    def _keep_map(self, undo: ExitStack, config: FusionNodeConfig) -> None:
+        if not self._background.folder:
+            raise InputError("map_folder: expected a folder for autosave_s and resume, got none")
+        self._autosave_path = self._background.folder / AUTOSAVE_NAME
         if config.resume and self._autosave_path.exists():
-            self.get_logger().info(self._load(self._autosave_path))
+            self._resume(self._autosave_path)
+        if config.autosave_s:
+            self._saved_change = self.live_map.change
+            self._autosaved: Future[str] | None = None
+            self.repeat(undo, config.autosave_s, self._autosave)
+            undo.callback(self._save_changes)
+
+    def _forget_map(self) -> None:
+        """It may take a gigabyte, which a node without a map must not hold."""
+        for name in ("live_map", "_map_publisher", "_publish_timer"):
+            vars(self).pop(name, None)
 
     def apply(self, config: FusionNodeConfig) -> None:
-        if self.state != "unconfigured":
-            self.live_map.apply(config.fusion, config.keyframes)
+        self._diagnostics.config = config.diagnostics
+        for explanation in self._explanations:
+            explanation.config = config.diagnostics
+        if self.state == "unconfigured":
+            return
+        self.live_map.apply(config.fusion, config.keyframes)
+        if config.mesh_rate_hz != self.config.mesh_rate_hz:
             self._publish_timer.timer_period_ns = round(1e9 / config.mesh_rate_hz)
+            self._publish_timer.reset()  # else the old period has to end first
 
     def _offer_services(self, undo: ExitStack) -> None:
         self._background.offer("reset", self._reset)
@@ -162,16 +187,30 @@ class FusionNode(ManagedNode):
         response.message = "no frame is fused until ~/pause false" if self._paused else "goes on"
         return response
 
-    @property
-    def _autosave_path(self) -> Path:
-        if not self._background.folder:
-            raise InputError("map_folder: expected a folder for autosave_s and resume, got none")
-        return self._background.folder / AUTOSAVE_NAME
+    # The map that is saved without being asked for.
+
+    def _resume(self, path: Path) -> None:
+        """Goes on with the saved map; one that cannot be read is kept under another name."""
+        try:
+            self.get_logger().info(f"resumes with {self._load(path)}")
+        except InputError as error:
+            kept = path.with_name(f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
+            path.rename(kept)
+            self.get_logger().error(f"begins with an empty map; the saved one is {kept}: {error}")
 
     def _autosave(self) -> None:
+        if self._autosaved is None or self._autosaved.done():  # not while the disk is behind
+            self._save_changes()
+
+    def _save_changes(self) -> None:
         if self.live_map.change > self._saved_change:
-            self._saved_change = self.live_map.change
-            self._background.start("autosave", self._save, self._autosave_path)
+            self._autosaved = self._background.start("autosave", self._save_unasked)
+
+    def _save_unasked(self) -> str:
+        change = self.live_map.change
+        told = self._save(self._autosave_path)
+        self._saved_change = change  # only now: what fails is tried again
+        return told
 
     # Frames, while active.
 
@@ -189,6 +228,7 @@ class FusionNode(ManagedNode):
             capacity=config.max_waiting_frames,
         )
         undo.callback(self._worker.stop)
+        undo.callback(self._forget_cameras)
         # Before the cameras: of all that waits, what was subscribed first is taken first.
         for topic, profile, static in (
             ("/tf", qos.TRANSFORMS, False),
@@ -227,6 +267,10 @@ class FusionNode(ManagedNode):
         topics = ", ".join(f"{c.color.topic} and {c.depth.topic}" for c in self._cameras)
         self.get_logger().info(f"ready: pictures on {topics}, map in '{config.world_frame}'")
 
+    def _forget_cameras(self) -> None:
+        self._received_before = self._received
+        self._cameras, self._explanations = [], []
+
     def _on_transforms(self, static: bool, message: TFMessage) -> None:
         for parent, child, stamp_ns, matrix in conversions.transforms_from_msg(message):
             try:
@@ -238,18 +282,33 @@ class FusionNode(ManagedNode):
 
     def _take(self, frame: Frame) -> None:
         if not self._paused:
-            self._watch_for_jump(frame)
-            self._worker.submit(frame)
+            self._worker.submit((frame, self._world_from_odom(frame.stamp_ns)))
 
-    def _watch_for_jump(self, frame: Frame) -> None:
-        """Loop closure moves the map under the robot: what was fused before is doubled near it."""
-        config: PoseJumpConfig = self.config.pose_jumps
+    def _world_from_odom(self, stamp_ns: int) -> np.ndarray | None:
+        world, odom = self.config.world_frame, self.config.pose_jumps.frame
         try:
-            world_from_odom = self._transforms.lookup(
-                self.config.world_frame, config.frame, frame.stamp_ns
-            )
+            return self._transforms.lookup(world, odom, stamp_ns)
         except TransformError:
-            return  # nobody corrects an odometry here
+            return None  # nobody corrects an odometry here
+
+    def _fuse(self, item: tuple[Frame, np.ndarray | None]) -> None:
+        """In the worker's thread."""
+        frame, world_from_odom = item
+        if world_from_odom is not None:
+            self._watch_for_jump(frame, world_from_odom)
+        dropped, keyframe = self.live_map.integrate(frame)
+        for reason in dropped:
+            self.drops.add(reason, f"frame at {frame.stamp_ns / 1e9:.3f} s")
+        if keyframe:
+            message = conversions.keyframe_to_msg(keyframe, self.config.world_frame)
+            self._keyframe_publisher.publish(message)
+
+    def _watch_for_jump(self, frame: Frame, world_from_odom: np.ndarray) -> None:
+        """Loop closure moves the map under the robot: what was fused before is doubled near it.
+
+        In the worker's thread, so that frames from before the jump are fused before it.
+        """
+        config: PoseJumpConfig = self.config.pose_jumps
         camera = np.linalg.solve(world_from_odom, frame.world_from_camera)[:3, 3]
         jump = self._pose_jumps.update(frame.stamp_ns, world_from_odom, camera)
         if jump is None:
@@ -264,20 +323,11 @@ class FusionNode(ManagedNode):
             f"{jump.translation_m:.2f} m and turned it {jump.rotation_deg:.1f} degrees: {done}"
         )
 
-    def _fuse(self, frame: Frame) -> None:
-        """In the worker's thread."""
-        dropped, keyframe = self.live_map.integrate(frame)
-        for reason in dropped:
-            self.drops.add(reason, f"frame at {frame.stamp_ns / 1e9:.3f} s")
-        if keyframe:
-            message = conversions.keyframe_to_msg(keyframe, self.config.world_frame)
-            self._keyframe_publisher.publish(message)
-
     # What it says of itself.
 
     @property
     def _received(self) -> int:
-        return sum(camera.depth.received for camera in self._cameras)
+        return self._received_before + sum(camera.depth.received for camera in self._cameras)
 
     def _log_counts(self) -> None:
         if self._received:

@@ -42,6 +42,7 @@ class LiveMap:
     def integrate(self, frame: Frame) -> tuple[Counter[str], Frame | None]:
         """Fuses a frame; why it could not be used, and the keyframe if it became one."""
         with self._lock, self._latency.measure("fusion"):
+            keyframes = self._keyframes  # of this map, should another take its place meanwhile
             dropped_before = self._volume.dropped.copy()
             if self._volume.integrate(frame):
                 self.frames_used += 1
@@ -49,8 +50,8 @@ class LiveMap:
                 self._stamp_ns = frame.stamp_ns
             dropped = self._volume.dropped - dropped_before
         with self._latency.measure("keyframes"):
-            became_one = not dropped and self._keyframes.offer(frame)
-        return dropped, self._keyframes.frames[-1] if became_one else None
+            became_one = not dropped and keyframes.offer(frame)
+        return dropped, keyframes.frames[-1] if became_one else None
 
     def extract(self) -> MapState:
         """The surface as it is now."""
@@ -103,6 +104,7 @@ class LiveMap:
 
     def _replace(self, volume: TsdfVolume) -> None:
         with self._lock:
+            volume.config = self._volume.config  # it may have changed while a file was read
             self._volume = volume
             self._keyframes = Keyframes(self._keyframes.config)
             self.change += 1

@@ -50,6 +50,7 @@ class ManagedNode(LifecycleNode):
         """Configures and activates the node if its config says so; raises what went wrong."""
         for transition in (self.trigger_configure, self.trigger_activate):
             if self.config.autostart and transition() != TransitionCallbackReturn.SUCCESS:
+                self.destroy_node()
                 raise self._failure or RuntimeError(f"{self.get_name()}: cannot start")
 
     @property
@@ -105,6 +106,7 @@ class ManagedNode(LifecycleNode):
             step(undo)
         except Exception as error:
             undo.close()
+            traceback.clear_frames(error.__traceback__)  # they may hold a whole network
             self._failure = error
             if isinstance(error, InputError):
                 self.get_logger().error(f"stays {self._state}: {error}")

@@ -69,7 +69,7 @@ class SegmentationNodeConfig:
 class SegmentationNode(ManagedNode):
     """fusion_node/mesh and keyframes -> ~/instance_array, ~/instance_markers, ~/labelled_cloud."""
 
-    READ_WHEN_CONFIGURED = ("autostart", "map_folder", "tracking", "keyframes", "diagnostics")
+    READ_WHEN_CONFIGURED = ("autostart", "map_folder", "tracking", "keyframes")
     READ_WHEN_ACTIVATED = ("checkpoint", "segmentation")
 
     def __init__(self) -> None:
@@ -78,7 +78,8 @@ class SegmentationNode(ManagedNode):
         self._latency = Latency()
         self.maps: Counter[str] = Counter()
         self._segmented_at_s = 0.0
-        Diagnostics(
+        self._segmenter: Any = None  # while active
+        self._diagnostics = Diagnostics(
             self, DIAGNOSTICS_PERIOD_S, self._figures, self._problems, self.config.diagnostics
         )
         self.autostart()
@@ -102,12 +103,20 @@ class SegmentationNode(ManagedNode):
         service = self.create_service(GetInstances, "~/get_instances", self._on_get_instances)
         undo.callback(self.destroy_service, service)
 
+    def apply(self, config: SegmentationNodeConfig) -> None:
+        self._diagnostics.config = config.diagnostics
+
     def activate(self, undo: ExitStack) -> None:
         config: SegmentationNodeConfig = self.config
-        self._segmenter = load_segmenter(config.checkpoint, config.segmentation)
         undo.callback(self._free_segmenter)
+        try:
+            self._segmenter = load_segmenter(config.checkpoint, config.segmentation)
+            self._warm_up()
+        except Exception as error:
+            if _is_out_of_memory(error):
+                raise InputError(_explained(error)) from error
+            raise
         self.get_logger().info(f"segmenter: {self._segmenter}")
-        self._warm_up()
         self._worker = NewestWorker(
             "segmentation",
             self._segment,
@@ -133,7 +142,7 @@ class SegmentationNode(ManagedNode):
         InstanceTracker().update(mesh, segments, instances)
 
     def _free_segmenter(self) -> None:
-        del self._segmenter
+        self._segmenter = None
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
@@ -154,11 +163,12 @@ class SegmentationNode(ManagedNode):
     def _segment(self, message: Mesh) -> None:
         """In the worker's thread."""
         mesh = conversions.mesh_from_msg(message)
-        start_over = message.map_id != self._tracker.map_id
-        if start_over:
+        if message.map_id != self._tracker.map_id:
             self._begin_map(message.map_id)
-        keyframes = list(self._keyframes.frames)
-        segments, instances = segment_mesh(mesh, self._segmenter, keyframes, self._latency)
+        keyframes, segmenter = list(self._keyframes.frames), self._segmenter
+        segments, instances = segment_mesh(mesh, segmenter, keyframes, self._latency)
+        if self._segmenter is not segmenter:
+            return  # deactivated meanwhile, and perhaps others work again
         with self._latency.measure("tracking"):
             track_ids = self._tracker.update(mesh, segments, instances)
             gone = self._tracker.vanished
@@ -166,7 +176,7 @@ class SegmentationNode(ManagedNode):
             array = conversions.instances_to_msg(
                 message, mesh, segments, instances, track_ids, gone
             )
-            self._publish(mesh, array, start_over)
+            self._publish(mesh, array)
 
     def _begin_map(self, map_id: str) -> None:
         """Another map: its ids begin anew, or go on if it is one that this node has known."""
@@ -174,7 +184,10 @@ class SegmentationNode(ManagedNode):
         path = self._tracks_path
         if path and path.exists():
             try:
-                self._tracker = InstanceTracker.load(path, self.config.tracking)
+                saved = InstanceTracker.load(path, self.config.tracking)
+                if saved.map_id != map_id:
+                    raise InputError(f"{path}: expected ids of this map, got those of another")
+                self._tracker = saved
             except InputError as error:
                 self.get_logger().warning(f"the objects of this map get new ids: {error}")
 
@@ -184,7 +197,9 @@ class SegmentationNode(ManagedNode):
         folder, map_id = self._background.folder, self._tracker.map_id
         return inside(folder, f"{map_id}.tracks.npz") if folder and map_id else None
 
-    def _publish(self, mesh: SceneMesh, array: InstanceArray, start_over: bool) -> None:
+    def _publish(self, mesh: SceneMesh, array: InstanceArray) -> None:
+        shown = self._newest_result
+        start_over = shown is None or shown[1].map_id != array.map_id
         ids = {instance.id for instance in array.instances}
         hidden = sorted(self._shown_ids - ids)
         self._shown_ids = ids
@@ -258,6 +273,8 @@ class SegmentationNode(ManagedNode):
         if self.state != "active":
             yield Problem("warn", f"the node is {self.state}")
             return
+        for reason, explanation in self.drops.recent(self.config.diagnostics.recent_s).items():
+            yield Problem("error", f"{reason}: {explanation}")
         if self._background.failed:
             yield Problem("error", self._background.last)
         if not self.count_publishers(self._map_topic):
@@ -265,9 +282,13 @@ class SegmentationNode(ManagedNode):
             yield Problem("error", f"{nobody}: is the fusion node running, or has it ended?")
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    return type(error).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
+
+
 def _explained(error: Exception) -> str:
     """What went wrong with a map, and what to do where that is known."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+    if _is_out_of_memory(error):
         return (
             "the GPU's memory is exhausted: set segmentation.network.device to cpu, or "
             f"fusion.voxel_size_m larger ({error})"
