@@ -107,7 +107,9 @@ def test_a_network_in_several_scales_and_the_training_free_segmenter_agree(check
         training_free.segment(mesh, segments, small_frames(2)),
     ]
     sizes = np.bincount(segments.of_vertex, minlength=segments.count)
-    expected = agree(lists, (0.15, 0.15, 0.7), sizes, ALL.consensus.max_overlap)
+    network_share = (1 - ALL.consensus.training_free_share) / 2
+    shares = network_share, network_share, ALL.consensus.training_free_share
+    expected = agree(lists, shares, sizes, ALL.consensus.max_overlap)
     assert len(expected.masks) and all(len(found.masks) for found in lists)
     np.testing.assert_array_equal(instances.masks, expected.masks)
     np.testing.assert_allclose(instances.scores, expected.scores, rtol=1e-5)

@@ -22,11 +22,11 @@ from unscene_ros.settings import check_ranges, within
 class ConsensusConfig:
     """How a network and the training-free segmenter find instances together."""
 
-    training_free_share: float = within(0.7, 0, 1)  # of a score, the rest is the network's
+    training_free_share: float = within(0.8, 0, 1)  # of a score, the rest is the network's
     # The network looks at the scene in these sizes: it sees large things better in a smaller one.
     network_scales: tuple[float, ...] = (1.0, 0.7)
     max_overlap: float = within(0.6, 0, 1)  # intersection over union of two instances, at most
-    min_score: float = within(0.3, 0, 1)  # lower ones are left out
+    min_score: float = within(0.25, 0, 1)  # lower ones are left out
     max_instances: int = within(200, 0)
 
     def __post_init__(self) -> None:
