@@ -24,15 +24,18 @@ def packed(data):
 class Camera(Node):
     """Publishes frames as raw or compressed pictures with CameraInfo and TF."""
 
-    def __init__(self, compressed=False):
-        super().__init__("camera")
+    def __init__(self, compressed=False, name="", frame_id=CAMERA_FRAME):
+        """The topics of a camera with a name are below it."""
+        super().__init__(f"{name}camera")
         self._compressed = compressed
+        self.frame_id = frame_id
         image_type = CompressedImage if compressed else Image
         suffixes = ("/compressed", "/compressedDepth") if compressed else ("", "")
-        self.color = self.create_publisher(image_type, f"/rgb/image{suffixes[0]}", 10)
-        self.depth = self.create_publisher(image_type, f"/depth/image{suffixes[1]}", 10)
-        self.color_info = self.create_publisher(CameraInfo, "/rgb/camera_info", 10)
-        self.depth_info = self.create_publisher(CameraInfo, "/depth/camera_info", 10)
+        place = f"/{name}" if name else ""
+        self.color = self.create_publisher(image_type, f"{place}/rgb/image{suffixes[0]}", 10)
+        self.depth = self.create_publisher(image_type, f"{place}/depth/image{suffixes[1]}", 10)
+        self.color_info = self.create_publisher(CameraInfo, f"{place}/rgb/camera_info", 10)
+        self.depth_info = self.create_publisher(CameraInfo, f"{place}/depth/camera_info", 10)
         self.tf = self.create_publisher(TFMessage, "/tf", qos.TRANSFORMS)
 
     def is_connected(self):
@@ -51,30 +54,33 @@ class Camera(Node):
 
     def send_info(self, frame):
         camera = frame.camera
-        info = CameraInfo(header=make_header(CAMERA_FRAME, frame.stamp_ns))
+        info = CameraInfo(header=make_header(self.frame_id, frame.stamp_ns))
         info.width, info.height = camera.width, camera.height
         info.k = camera.intrinsics.ravel()
         self.color_info.publish(info)
         self.depth_info.publish(info)
 
     def send_pose(self, frame, world_frame="map"):
-        pose = TransformStamped(child_frame_id=CAMERA_FRAME)
-        pose.header = make_header(world_frame, frame.stamp_ns)
+        self.send_transform(world_frame, self.frame_id, frame.stamp_ns, frame.world_from_camera)
+
+    def send_transform(self, parent, child, stamp_ns, parent_from_child):
+        pose = TransformStamped(child_frame_id=child)
+        pose.header = make_header(parent, stamp_ns)
         shift, turn = pose.transform.translation, pose.transform.rotation
-        shift.x, shift.y, shift.z = frame.world_from_camera[:3, 3]
-        rotation = Rotation.from_matrix(frame.world_from_camera[:3, :3])
+        shift.x, shift.y, shift.z = parent_from_child[:3, 3]
+        rotation = Rotation.from_matrix(parent_from_child[:3, :3])
         turn.x, turn.y, turn.z, turn.w = rotation.as_quat()
         self.tf.publish(TFMessage(transforms=[pose]))
 
     def color_msg(self, frame):
-        header = make_header(CAMERA_FRAME, frame.stamp_ns)
+        header = make_header(self.frame_id, frame.stamp_ns)
         if self._compressed:
             data = packed(image_codecs.encode_png(frame.color))
             return CompressedImage(header=header, format="png", data=data)
         return self._raw(header, frame, "rgb8", image_codecs.encode_color("rgb8", frame.color))
 
     def depth_msg(self, frame):
-        header = make_header(CAMERA_FRAME, frame.stamp_ns)
+        header = make_header(self.frame_id, frame.stamp_ns)
         if self._compressed:
             data = packed(image_codecs.encode_compressed_depth(frame.depth))
             return CompressedImage(header=header, format="16UC1; compressedDepth png", data=data)
