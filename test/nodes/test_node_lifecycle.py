@@ -265,9 +265,10 @@ def test_results_of_a_segmenter_that_was_freed_meanwhile_are_not_shown(ros, monk
     monkeypatch.setattr(segmentation_node.NewestWorker, "stop", lambda worker: stop(worker, 0.05))
     stage = Segmenting(ros)
     stage.activate()
+    assert slow.started.acquire(blocking=False)  # to warm up
     slow.go_on.clear()
     stage.other.send(tiles(0), revision=1)
-    ros.spin_until(lambda: stage.node._worker.pending)
+    ros.spin_until(lambda: slow.started.acquire(blocking=False))
     thread = stage.node._worker._thread
     stage.node.trigger_deactivate()
     stage.other.send(tiles(0), revision=2)

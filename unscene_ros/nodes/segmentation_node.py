@@ -162,10 +162,11 @@ class SegmentationNode(ManagedNode):
 
     def _segment(self, message: Mesh) -> None:
         """In the worker's thread."""
+        segmenter = self._segmenter
         mesh = conversions.mesh_from_msg(message)
         if message.map_id != self._tracker.map_id:
             self._begin_map(message.map_id)
-        keyframes, segmenter = list(self._keyframes.frames), self._segmenter
+        keyframes = list(self._keyframes.frames)
         segments, instances = segment_mesh(mesh, segmenter, keyframes, self._latency)
         if self._segmenter is not segmenter:
             return  # deactivated meanwhile, and perhaps others work again
