@@ -15,7 +15,7 @@ from visualization_msgs.msg import Marker
 
 from unscene_ros import map_file
 from unscene_ros.fusion import FusionConfig, TsdfVolume
-from unscene_ros.nodes import conversions, live_map
+from unscene_ros.nodes import background_services, conversions, live_map
 from unscene_ros.nodes.fusion_node import AUTOSAVE_NAME, FusionNode
 from unscene_ros.nodes.warm_up import sample_frames
 from unscene_ros.scene import InputError
@@ -61,6 +61,18 @@ class Stage:
     @property
     def map_id(self):
         return self.receiver.meshes[-1].map_id
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Short work is answered with its result, however busy this machine is."""
+    monkeypatch.setattr(background_services, "ANSWER_WITHIN_S", 10.0)
+
+
+@pytest.fixture
+def impatient(patient, monkeypatch):
+    """Long work is answered before its end."""
+    monkeypatch.setattr(background_services, "ANSWER_WITHIN_S", 0.05)
 
 
 @pytest.fixture
@@ -186,7 +198,7 @@ def test_timings_of_every_stage_are_written(start, tmp_path):
     assert {"fusion", "meshing"} <= json.loads((tmp_path / "timings.json").read_text()).keys()
 
 
-def test_changed_settings_outlast_a_load_that_takes_long(start, tmp_path, monkeypatch):
+def test_changed_settings_outlast_a_load_that_takes_long(start, tmp_path, monkeypatch, impatient):
     saved_map(tmp_path / "kitchen.npz")
     go_on, begun, load = threading.Event(), threading.Event(), TsdfVolume.load
 
@@ -211,7 +223,7 @@ def test_changed_settings_outlast_a_load_that_takes_long(start, tmp_path, monkey
 
 
 @pytest.fixture
-def slow_save(monkeypatch):
+def slow_save(monkeypatch, impatient):
     """Writing a map waits for the event; what it raises then may be set."""
     go_on, outcome = threading.Event(), []
 
@@ -248,7 +260,7 @@ def test_long_work_that_fails_is_an_error_on_diagnostics(start, slow_save, error
     assert stage.operator.level == DiagnosticStatus.ERROR
     assert f"save_map failed: {error}" in capfd.readouterr().err
     outcome.clear()
-    assert stage.operator.file("save_map", "kitchen.npz").success
+    stage.operator.file("save_map", "kitchen.npz")
     stage.ros.spin_until(lambda: "save_map" not in stage.operator.message)
 
 
@@ -359,7 +371,7 @@ def test_to_keep_a_map_without_a_folder_stops_the_start(ros, parameter):
         FusionNode()
 
 
-def test_what_was_begun_is_finished_before_the_node_ends(start, tmp_path, monkeypatch):
+def test_what_was_begun_is_finished_before_the_node_ends(start, tmp_path, monkeypatch, impatient):
     write = map_file.MapSnapshot.write
 
     def slow_write(*arguments):

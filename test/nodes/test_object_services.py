@@ -10,7 +10,13 @@ from test_segmentation_node import EverySegment, Other, tiles
 from unscene_ros.srv import GetInstances
 from vision_msgs.msg import Detection3DArray, LabelInfo
 
-from unscene_ros.nodes import conversions, detections, qos, segmentation_node
+from unscene_ros.nodes import (
+    background_services,
+    conversions,
+    detections,
+    qos,
+    segmentation_node,
+)
 from unscene_ros.nodes.segmentation_node import SegmentationNode
 from unscene_ros.ply import read_vertex_property
 from unscene_ros.storage import read_mesh
@@ -21,6 +27,12 @@ def segmenter(monkeypatch):
     segmenter = EverySegment()
     monkeypatch.setattr(segmentation_node, "load_segmenter", lambda *_, **__: segmenter)
     return segmenter
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Short work is answered with its result, however busy this machine is."""
+    monkeypatch.setattr(background_services, "ANSWER_WITHIN_S", 10.0)
 
 
 class Stage:
