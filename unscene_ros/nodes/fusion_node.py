@@ -358,7 +358,10 @@ class FusionNode(ManagedNode):
         if self.state != "active":
             yield Problem("warn", f"the node is {self.state}")
             return
-        yield Problem("warn", self._map_publisher.problem())
+        for name in self._map_publisher.lost_takers():
+            text = f"node '{name}' takes the map no more: has it ended?"
+            self.get_logger().warning(text)
+            yield Problem("warn", text)
         if self._background.failed:
             yield Problem("error", self._background.last)
         if self._paused:

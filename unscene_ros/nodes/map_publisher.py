@@ -30,6 +30,7 @@ class MapPublisher:
         max_marker_triangles: int,
     ) -> None:
         self.revision = 0
+        self._node = node
         self._live_map = live_map
         self._latency = latency
         self._world_frame = world_frame
@@ -38,7 +39,7 @@ class MapPublisher:
         self._header = conversions.make_header(world_frame, 0)
         self._chunks = MeshChunks()
         self._viewers = 0
-        self._was_taken = False
+        self._takers: set[str] = set()
         self._mesh_publisher = node.publish_on(undo, MeshMsg, "~/mesh", qos.MAP)
         self._marker_publisher = node.publish_on(
             undo, MarkerArray, "~/mesh_markers", qos.reliable(10)
@@ -65,14 +66,14 @@ class MapPublisher:
             "vertices": len(state.mesh.vertices),
         }
 
-    def problem(self) -> str:
-        """That nobody takes the map any more, or nothing; to be asked again and again."""
-        takers = self._mesh_publisher.get_subscription_count()
-        self._was_taken |= takers > 0
-        if takers or not self._was_taken:
-            return ""
+    def lost_takers(self) -> list[str]:
+        """The nodes that took the map at the last call and do so no more."""
         topic = self._mesh_publisher.topic_name
-        return f"nobody takes '{topic}' any more: has the segmentation node ended?"
+        ends = self._node.get_subscriptions_info_by_topic(topic)
+        # Names with an underscore in front are hidden: command-line tools, which come and go.
+        takers = {end.node_name for end in ends if not end.node_name.startswith("_")}
+        lost, self._takers = sorted(self._takers - takers), takers
+        return lost
 
     @property
     def _is_old(self) -> bool:
