@@ -374,6 +374,19 @@ def test_measured_values_are_shown_beside_their_peers():
     assert "a machine, at commit `abc`" in shown
 
 
+def test_faults_are_shown_with_the_beginning_of_their_message_and_what_was_lost():
+    rendered = runpy.run_path(str(BENCHMARKS / "results.py"))["rendered"]
+    fault = {"value": 1.234, "unit": "s", "peer": None, "peer_value": None}
+    rows = [
+        {**fault, "name": "fault_no_tf", "seen": "a `tick` | " + 150 * "x", "lost": "3 frames"},
+        {**fault, "name": "fault_qos", "seen": "no <frame>", "lost": ""},
+    ]
+    shown = rendered({"machine": "a machine", "commit": "abc", "rows": rows})
+    assert "| TF stops | a &#96;tick&#96; &#124; " + 109 * "x" + "… | 1.23 s | 3 frames |" in shown
+    assert "| TF with another QoS | no &#60;frame&#62; | 1.23 s | nothing |" in shown
+    assert "| disk full while a map is saved | – | – | – |" in shown
+
+
 def test_changelog_tells_of_this_version():
     assert f"\n{unscene_ros.__version__}" in (REPOSITORY / "CHANGELOG.rst").read_text()
 

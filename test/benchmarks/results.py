@@ -1,12 +1,15 @@
 """output/bench.json -> results.json and the results in README.md: run after `make bench`.
 
-A table of quality and one of speed and memory; a figure that was not measured shows as a dash.
+A table of quality, one of speed and memory and one of faults; a figure that was not measured shows
+as a dash.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +61,30 @@ OTHERS = {
     "live_latency_p50_ms": "live: picture to markers, median",
     "live_latency_p95_ms": "live: picture to markers, 95 %",
     "live_drop_share": "live: frames dropped",
+    "soak_minutes": "the recording again and again: for",
+    "soak_memory_growth_fusion": "memory of fusion, after warming up",
+    "soak_memory_growth_segmentation": "memory of segmentation, after warming up",
+    "soak_p95_growth_fusion": "p95 of fusion, second half to first",
+    "soak_p95_growth_segmentation": "p95 of segmentation, second half to first",
+    "soak_ids_kept": "objects under the id that they had after warming up",
+    "soak_drop_share": "frames dropped",
     "replay_peak_mb": "peak memory of a replay",
     "replay_memory_growth": "its growth when the bag is four times as long",
 }
+FAULTS = {
+    "fault_fusion_killed": "fusion node killed, started again with `resume`",
+    "fault_segmentation_killed": "segmentation node killed while fusion goes on, started again",
+    "fault_camera_unplugged": "camera unplugged for 30 s",
+    "fault_wrong_topic": "camera on other topics",
+    "fault_no_tf": "TF stops",
+    "fault_qos": "TF with another QoS",
+    "fault_spoiled_messages": "400 spoiled messages among good ones",
+    "fault_time_set_back": "time goes backwards by 60 s",
+    "fault_gpu_memory": "no memory left on the GPU",
+    "fault_disk_full": "disk full while a map is saved",
+    "fault_overload": "input at five times what can be fused, 60 s",
+}
+LONGEST_MESSAGE = 120
 
 
 def main() -> None:
@@ -75,7 +99,7 @@ def main() -> None:
 
 
 def rendered(measured: dict[str, Any] | None) -> str:
-    """Both tables as Markdown; None: nothing was measured yet."""
+    """The tables as Markdown; None: nothing was measured yet."""
     rows = {row["name"]: row for row in measured["rows"]} if measured else {}
     places = [f"{place} {figure}" for place in PLACES.values() for figure in FIGURES.values()]
     quality = [
@@ -86,6 +110,7 @@ def rendered(measured: dict[str, Any] | None) -> str:
     tables = [
         _table(["%", *places], quality),
         _table(["", "measured", "for comparison"], others),
+        _table(["fault", "seen as", "recovered in", "lost"], [*_faults(rows)], numbers=False),
     ]
     if measured:
         origin = f"Medians, on {measured['machine']}, at commit `{measured['commit']}`."
@@ -94,9 +119,25 @@ def rendered(measured: dict[str, Any] | None) -> str:
     return "\n\n" + "\n\n".join([*tables, origin]) + "\n\n"
 
 
-def _table(heading: list[str], rows: list[list[str]]) -> str:
-    ruler = ["---", *["---:"] * (len(heading) - 1)]
+def _table(heading: list[str], rows: list[list[str]], numbers: bool = True) -> str:
+    ruler = ["---", *["---:" if numbers else "---"] * (len(heading) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [heading, ruler, *rows])
+
+
+def _faults(rows: dict[str, Any]) -> Iterator[list[str]]:
+    for name, label in FAULTS.items():
+        if name in rows:
+            row = rows[name]
+            seen = shortened(row["seen"])
+            yield [label, seen, _number(row["value"], row["unit"]), row["lost"] or "nothing"]
+        else:
+            yield [label, "–", "–", "–"]
+
+
+def shortened(message: str) -> str:
+    """The beginning of a message, as it stands in a cell: nothing in it is Markdown."""
+    cut = message[:LONGEST_MESSAGE] + ("…" if len(message) > LONGEST_MESSAGE else "")
+    return re.sub(r"[`|<>*]", lambda mark: f"&#{ord(mark[0])};", cut)
 
 
 def _percent(rows: dict[str, Any], name: str) -> str:
