@@ -67,6 +67,7 @@ class BackgroundServices:
                 response.success = True
             except InputError as error:
                 response.message = str(error)
+                self.failed = False  # who asked has been told
             return response
 
         service = self._node.create_service(kind, f"~/{name}", answer)

@@ -26,7 +26,8 @@ class CamerasConfig:
 
     # Camera `front` has the topics front/rgb/image and so on, the one without a name rgb/image.
     names: tuple[str, ...] = ("",)
-    frames: tuple[str, ...] = ("",)  # TF frame of each camera's pictures; empty: as they say
+    # TF frame of each camera's pictures, of depth as of colour; empty: as they say.
+    frames: tuple[str, ...] = ("",)
     # Asks for delivery of every picture, where the driver offers it and the network holds it.
     reliable: tuple[bool, ...] = (False,)
 

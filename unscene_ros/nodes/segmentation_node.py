@@ -89,6 +89,7 @@ class SegmentationNode(ManagedNode):
         self._keyframes = Keyframes(config.keyframes)
         self._tracker = InstanceTracker(config.tracking)
         self._newest: Mesh | None = None
+        self._segmented: Mesh | None = None
         self._known = KnownObjects()
         self._newest_result: tuple[SceneMesh, InstanceArray] | None = None
         self._shown_ids: set[int] = set()
@@ -178,6 +179,7 @@ class SegmentationNode(ManagedNode):
                 message, mesh, segments, instances, track_ids, gone
             )
             self._publish(mesh, array)
+        self._segmented = message
 
     def _begin_map(self, map_id: str) -> None:
         """Another map: its ids begin anew, or go on if it is one that this node has known."""
@@ -265,8 +267,12 @@ class SegmentationNode(ManagedNode):
             "recent": self._latency.recent(self.config.diagnostics.recent_s),
             "memory_mb": memory_mb(),
         }
-        if self._newest_result and self.config.automatic:
-            figures["segmentation"] = {"age_s": time.monotonic() - self._segmented_at_s}
+        if self._newest_result:
+            age_s = time.monotonic() - self._segmented_at_s
+            figures["instances"]["age_s"] = age_s
+            # Without a newer map there is nothing to do, however old the last result is.
+            if self.config.automatic and self._newest is not self._segmented:
+                figures["segmentation"] = {"age_s": age_s}
         return figures
 
     def _problems(self) -> Iterator[Problem]:

@@ -75,6 +75,11 @@ class LiveRun:
         self.listener.destroy_node()
         rclpy.try_shutdown()
 
+    @property
+    def processes(self) -> dict[str, NodeProcess]:
+        """Those that were started, by the name of their node."""
+        return {process.name: process for process in self._processes}
+
     def play(self, on_progress: Callable[[LiveListener], None] = lambda _: None) -> LiveResult:
         """Plays the bag once; returns what had come back when the last map was segmented.
 
