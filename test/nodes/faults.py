@@ -61,9 +61,9 @@ def kill_fusion(robot: Robot) -> Outcome:
     operator = robot.operator
     robot.start_process("segmentation_node")
     fusion = robot.start_process("fusion_node")
-    robot.spin_until_objects()
+    ids = robot.spin_until_mapped()
     robot.spin_until_seen("autosave: ", time.monotonic())
-    map_id, ids = operator.mesh.map_id, set(operator.ids)
+    map_id = operator.mesh.map_id
     blocks = robot.next_figures()["map"]["blocks"]
     fused = robot.fused_frames
     fusion.kill()
@@ -96,8 +96,7 @@ def kill_segmentation(robot: Robot) -> Outcome:
     operator = robot.operator
     robot.start("fusion_node")
     segmentation = robot.start_process("segmentation_node")
-    robot.spin_until_objects()
-    ids, fused = set(operator.ids), robot.fused_frames
+    ids, fused = robot.spin_until_mapped(), robot.fused_frames
     segmentation.kill()
     seen = robot.spin_until_seen("takes the map no more", time.monotonic())
     fused_meanwhile = robot.fused_frames - fused
@@ -240,8 +239,7 @@ def exhaust_gpu(robot: Robot) -> Outcome:
     with mock.patch.object(segmentation_node, "load_segmenter", load_failing):
         robot.start("fusion_node")
         robot.start("segmentation_node")
-    robot.spin_until_objects()
-    ids = set(robot.operator.ids)
+    ids = robot.spin_until_mapped()
     failing = True
     seen = robot.spin_until_seen("map failed", time.monotonic())
     failing, began_s = False, time.monotonic()

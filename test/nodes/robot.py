@@ -91,7 +91,7 @@ class Robot:
     def __init__(self, folder: Path, rate_hz: float = 10.0, parameters: tuple[str, ...] = ()):
         """`parameters` like "fusion_node:max_wait_s:=1.0"; files, maps and logs go to `folder`."""
         self.rate_hz = rate_hz
-        self.frames = small_frames(40)
+        self.frames = small_frames(20)
         self.sent: dict[int, float] = {}  # stamp -> when
         self.shift_ns = 0  # of the stamps
         self.folder = folder
@@ -217,6 +217,13 @@ class Robot:
         operator = self.operator
         self.spin_until(lambda: operator.objects_at_s > since_s and len(operator.ids) >= count)
         return time.monotonic()
+
+    def spin_until_mapped(self) -> set[int]:
+        """Until all that the camera passes is in the map; the ids of the objects there."""
+        self.spin_until_fused()
+        self.spin_for(len(self.frames) / self.rate_hz)
+        self.spin_until_objects()
+        return set(self.operator.ids)
 
     def settle(self) -> dict[str, Any]:
         """What the fusion node says of itself when nothing is on its way any more."""
