@@ -73,7 +73,7 @@ def kill_fusion(robot: Robot) -> Outcome:
     robot.start_process("fusion_node")
     resumed = robot.spin_until_seen("a map of ", began_s)
     robot.spin_until_fused()
-    well_s = robot.spin_until_objects(len(ids))
+    well_s, missing = robot.spin_until_shown(ids)
     frames = int(re.search(r"a map of (\d+) frames", resumed)[1])
     blocks_left = robot.next_figures()["map"]["blocks"]
     return Outcome(
@@ -83,7 +83,7 @@ def kill_fusion(robot: Robot) -> Outcome:
             {
                 "frames since the last autosave": fused - frames,
                 "map blocks": round(blocks - blocks_left),
-                "ids": len(ids - operator.ids),
+                "ids": len(missing),
                 "maps": int(operator.mesh.map_id != map_id),
             }
         ),
@@ -93,7 +93,6 @@ def kill_fusion(robot: Robot) -> Outcome:
 
 def kill_segmentation(robot: Robot) -> Outcome:
     """The segmentation node is killed, and started again, while fusion goes on."""
-    operator = robot.operator
     robot.start("fusion_node")
     segmentation = robot.start_process("segmentation_node")
     ids, fused = robot.spin_until_mapped(), robot.fused_frames
@@ -103,8 +102,8 @@ def kill_segmentation(robot: Robot) -> Outcome:
 
     began_s = time.monotonic()
     robot.start_process("segmentation_node")
-    well_s = robot.spin_until_objects(len(ids))
-    lost = dropped_frames(robot.settle()) + Counter({"ids": len(ids - operator.ids)})
+    well_s, missing = robot.spin_until_shown(ids)
+    lost = dropped_frames(robot.settle()) + Counter({"ids": len(missing)})
     return Outcome(seen, well_s - began_s, lost, {"fused_meanwhile": fused_meanwhile})
 
 
@@ -243,8 +242,8 @@ def exhaust_gpu(robot: Robot) -> Outcome:
     failing = True
     seen = robot.spin_until_seen("map failed", time.monotonic())
     failing, began_s = False, time.monotonic()
-    well_s = robot.spin_until_objects(len(ids))
-    lost = dropped_frames(robot.settle()) + Counter({"ids": len(ids - robot.operator.ids)})
+    well_s, missing = robot.spin_until_shown(ids)
+    lost = dropped_frames(robot.settle()) + Counter({"ids": len(missing)})
     return Outcome(seen, well_s - began_s, lost)
 
 

@@ -41,6 +41,7 @@ DEFAULTS = (
     "segmentation_node:checkpoint:=training-free",
 )
 KEPT_MESSAGES = 10_000
+LET_COME_S = 10.0
 FIRST_STAMP_NS = 100_000_000_000
 
 
@@ -55,6 +56,7 @@ class Operator(Node):
         self.mesh: Mesh | None = None
         self.ids: set[int] = set()
         self.objects_at_s = 0.0
+        self.shown_at_s: dict[int, float] = {}
         self.create_subscription(Log, "/rosout", self._on_log, qos.latched(1000))
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 100)
         self.create_subscription(Mesh, "/fusion_node/mesh", self._on_mesh, qos.MAP)
@@ -83,6 +85,7 @@ class Operator(Node):
     def _on_objects(self, message: InstanceArray) -> None:
         self.ids = {instance.id for instance in message.instances}
         self.objects_at_s = time.monotonic()
+        self.shown_at_s |= dict.fromkeys(self.ids, self.objects_at_s)
 
 
 class Robot:
@@ -224,6 +227,19 @@ class Robot:
         self.spin_for(len(self.frames) / self.rate_hz)
         self.spin_until_objects()
         return set(self.operator.ids)
+
+    def spin_until_shown(self, ids: set[int]) -> tuple[float, set[int]]:
+        """Until objects are shown from now on, each of these; when that was, and who did not come.
+
+        Not all objects are in all results, so that they have a while to come.
+        """
+        since_s = time.monotonic()
+        well_s = self.spin_until_objects(1)
+        while missing := {i for i in ids if self.operator.shown_at_s[i] < since_s}:
+            if time.monotonic() > well_s + LET_COME_S:
+                break
+            self.spin_for(0.1)
+        return well_s, missing
 
     def settle(self) -> dict[str, Any]:
         """What the fusion node says of itself when nothing is on its way any more."""
