@@ -48,10 +48,10 @@ def walls(node):
 
 def test_two_cameras_are_fused_into_one_map(ros, start):
     node, front, rear = start()
-    for frame in frames(4):
+    for count, frame in enumerate(frames(4), start=1):
         front.send(frame)
         rear.send(turned(frame))
-    ros.spin_until(lambda: node.live_map.frames_used == 8)
+        ros.spin_until(lambda count=count: node.live_map.frames_used == 2 * count)
     wall = round(WALL_M, 1)
     assert {wall, -wall} <= walls(node)
     assert dropped(node) == {} and node._received == 8

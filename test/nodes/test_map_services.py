@@ -16,7 +16,8 @@ from visualization_msgs.msg import Marker
 from unscene_ros import map_file
 from unscene_ros.fusion import FusionConfig, TsdfVolume
 from unscene_ros.nodes import background_services, conversions, live_map
-from unscene_ros.nodes.fusion_node import AUTOSAVE_NAME, FusionNode
+from unscene_ros.nodes.fusion_node import FusionNode
+from unscene_ros.nodes.map_services import AUTOSAVE_NAME
 from unscene_ros.nodes.warm_up import sample_frames
 from unscene_ros.scene import InputError
 
@@ -243,9 +244,9 @@ def test_long_work_is_answered_at_once_and_its_end_is_in_the_log(start, slow_sav
     answer = stage.operator.file("save_map", "kitchen.npz")
     assert answer.success and "in the background" in answer.message
     assert stage.operator.call(SetBool, "pause", data=False).success  # others are served meanwhile
-    assert stage.node._background.last == ""
+    assert stage.node._map_services.background.last == ""
     go_on.set()
-    stage.ros.spin_until(lambda: stage.node._background.last)
+    stage.ros.spin_until(lambda: stage.node._map_services.background.last)
     assert "save_map: 0 blocks in" in capfd.readouterr().err
 
 
@@ -306,7 +307,7 @@ def test_a_map_that_does_not_change_is_not_saved_again(start, tmp_path, capfd):
     stage.fuse()
     stage.ros.spin_until((tmp_path / AUTOSAVE_NAME).exists)
     stage.ros.spin_for(0.3)
-    saves = stage.node._background.last
+    saves = stage.node._map_services.background.last
     assert saves.startswith("autosave: ")
     capfd.readouterr()
     stage.ros.spin_for(0.5)
@@ -324,9 +325,9 @@ def test_the_last_changes_are_saved_when_the_node_ends(start, tmp_path):
 def test_an_autosave_that_failed_is_tried_again_although_no_frame_comes(start, tmp_path, capfd):
     folder = tmp_path / "maps"
     stage = start(f"map_folder:={folder}", "autosave_s:=0.1")
-    stage.node._background.folder.rmdir()
+    stage.node._map_services.background.folder.rmdir()
     stage.fuse()
-    stage.ros.spin_until(lambda: "autosave failed" in stage.node._background.last)
+    stage.ros.spin_until(lambda: "autosave failed" in stage.node._map_services.background.last)
     folder.mkdir()
     stage.ros.spin_until((folder / AUTOSAVE_NAME).exists)
     assert "autosave failed" in capfd.readouterr().err
@@ -339,7 +340,9 @@ def test_on_a_slow_disk_autosaves_do_not_pile_up(start, slow_save):
     for _ in range(3):
         stage.fuse(1)
         stage.ros.spin_for(0.1)
-    assert stage.node._background._thread._work_queue.qsize() == 0  # one is being written
+    assert (
+        stage.node._map_services.background._thread._work_queue.qsize() == 0
+    )  # one is being written
     go_on.set()
 
 

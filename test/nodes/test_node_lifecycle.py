@@ -116,7 +116,8 @@ def test_no_thread_is_left_when_a_node_is_destroyed(ros, monkeypatch, make):
     before = set(threading.enumerate())
     ros.start()
     node = make()
-    node._background.start("nothing", lambda: "done").result(5)
+    background = node._map_services.background if make is FusionNode else node._background
+    background.start("nothing", lambda: "done").result(5)
     assert len(set(threading.enumerate()) - before) >= 2
     node.destroy_node()
     assert set(threading.enumerate()) <= before

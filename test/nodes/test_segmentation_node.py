@@ -202,6 +202,19 @@ def test_keyframes_reach_the_segmenter_and_a_broken_one_does_not(ros, start, seg
     assert segmenter.keyframe_counts == [2]
 
 
+def test_keyframes_of_another_map_take_the_place_of_those_before(ros, start, segmenter):
+    _, other = start()
+    shifted = sample_frames()[0].world_from_camera.copy()
+    shifted[0, 3] = 2.0
+    frame = dataclasses.replace(sample_frames()[0], world_from_camera=shifted)
+    for each, map_id in ((sample_frames()[0], "hall"), (frame, "kitchen")):
+        other.keyframe_publisher.publish(conversions.keyframe_to_msg(each, "odom", map_id))
+    ros.spin_for(0.3)
+    other.send(tiles(0), revision=1)
+    ros.spin_until(lambda: other.arrays)
+    assert segmenter.keyframe_counts == [1]
+
+
 def test_a_network_runs_in_the_node_and_is_told_of(ros, tmp_path, capfd):
     torch = pytest.importorskip("torch")
     from unscene_ros.models.checkpoint import make_network, save_checkpoint

@@ -141,10 +141,11 @@ def mesh_from_msg(message: MeshMsg) -> Mesh:
     )
 
 
-def keyframe_to_msg(frame: Frame, world_frame: str) -> Keyframe:
+def keyframe_to_msg(frame: Frame, world_frame: str, map_id: str = "") -> Keyframe:
     """Colour as jpeg, depth as png of millimetres."""
     return Keyframe(
         header=make_header(world_frame, frame.stamp_ns),
+        map_id=map_id,
         width=frame.camera.width,
         height=frame.camera.height,
         intrinsics=frame.camera.intrinsics.ravel(),

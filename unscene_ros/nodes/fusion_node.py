@@ -6,13 +6,10 @@ of them holds up the camera.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +21,6 @@ from unscene_ros.keyframes import KeyframeConfig
 from unscene_ros.latency import Latency
 from unscene_ros.msg import Keyframe
 from unscene_ros.nodes import conversions, qos
-from unscene_ros.nodes.background_services import BackgroundServices
 from unscene_ros.nodes.camera_input import CameraInput, CamerasConfig
 from unscene_ros.nodes.diagnostics import (
     Diagnostics,
@@ -37,6 +33,7 @@ from unscene_ros.nodes.explanation import Explanation
 from unscene_ros.nodes.live_map import LiveMap
 from unscene_ros.nodes.managed import ManagedNode
 from unscene_ros.nodes.map_publisher import MapPublisher
+from unscene_ros.nodes.map_services import MapServices
 from unscene_ros.nodes.newest_worker import NewestWorker
 from unscene_ros.nodes.picture_topic import Transport
 from unscene_ros.nodes.run import run
@@ -49,7 +46,6 @@ from unscene_ros.transforms import TransformError, TransformTree
 
 DIAGNOSTICS_PERIOD_S = 1.0
 LOG_PERIOD_S = 10.0
-AUTOSAVE_NAME = "autosave.npz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,26 +124,21 @@ class FusionNode(ManagedNode):
         self._publish_timer = self.repeat(
             undo, 1.0 / config.mesh_rate_hz, self._map_publisher.publish_changes
         )
-        self._background = BackgroundServices(self, undo, config.map_folder)
-        self._offer_services(undo)
-        if config.resume or config.autosave_s:
-            self._keep_map(undo, config)
-
-    def _keep_map(self, undo: ExitStack, config: FusionNodeConfig) -> None:
-        if not self._background.folder:
-            raise InputError("map_folder: expected a folder for autosave_s and resume, got none")
-        self._autosave_path = self._background.folder / AUTOSAVE_NAME
-        if config.resume and self._autosave_path.exists():
-            self._resume(self._autosave_path)
-        if config.autosave_s:
-            self._saved_change = self.live_map.change
-            self._autosaved: Future[str] | None = None
-            self.repeat(undo, config.autosave_s, self._autosave)
-            undo.callback(self._save_changes)
+        self._map_services = MapServices(
+            self,
+            undo,
+            self.live_map,
+            self._latency,
+            config.map_folder,
+            config.autosave_s,
+            config.resume,
+        )
+        pause = self.create_service(SetBool, "~/pause", self._on_pause)
+        undo.callback(self.destroy_service, pause)
 
     def _forget_map(self) -> None:
         """It may take a gigabyte, which a node without a map must not hold."""
-        for name in ("live_map", "_map_publisher", "_publish_timer"):
+        for name in ("live_map", "_map_publisher", "_publish_timer", "_map_services"):
             vars(self).pop(name, None)
 
     def apply(self, config: FusionNodeConfig) -> None:
@@ -161,56 +152,11 @@ class FusionNode(ManagedNode):
             self._publish_timer.timer_period_ns = round(1e9 / config.mesh_rate_hz)
             self._publish_timer.reset()  # else the old period has to end first
 
-    def _offer_services(self, undo: ExitStack) -> None:
-        self._background.offer("reset", self._reset)
-        self._background.offer_file("save_map", (".npz",), self._save)
-        self._background.offer_file("load_map", (".npz",), self._load)
-        self._background.offer_file("save_timings", (".json",), self._latency.save)
-        pause = self.create_service(SetBool, "~/pause", self._on_pause)
-        undo.callback(self.destroy_service, pause)
-
-    def _reset(self) -> str:
-        self.live_map.reset()
-        return "the map is empty"
-
-    def _save(self, path: Path) -> str:
-        blocks = self.live_map.save(path)
-        return f"{blocks} blocks in {path}"
-
-    def _load(self, path: Path) -> str:
-        frames = self.live_map.load(path)
-        return f"a map of {frames} frames from {path}"
-
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         self._paused = request.data
         response.success = True
         response.message = "no frame is fused until ~/pause false" if self._paused else "goes on"
         return response
-
-    # The map that is saved without being asked for.
-
-    def _resume(self, path: Path) -> None:
-        """Goes on with the saved map; one that cannot be read is kept under another name."""
-        try:
-            self.get_logger().info(f"resumes with {self._load(path)}")
-        except InputError as error:
-            kept = path.with_name(f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}{path.suffix}")
-            path.rename(kept)
-            self.get_logger().error(f"begins with an empty map; the saved one is {kept}: {error}")
-
-    def _autosave(self) -> None:
-        if self._autosaved is None or self._autosaved.done():  # not while the disk is behind
-            self._save_changes()
-
-    def _save_changes(self) -> None:
-        if self.live_map.change > self._saved_change:
-            self._autosaved = self._background.start("autosave", self._save_unasked)
-
-    def _save_unasked(self) -> str:
-        change = self.live_map.change
-        told = self._save(self._autosave_path)
-        self._saved_change = change  # only now: what fails is tried again
-        return told
 
     # Frames, while active.
 
@@ -296,11 +242,11 @@ class FusionNode(ManagedNode):
         frame, world_from_odom = item
         if world_from_odom is not None:
             self._watch_for_jump(frame, world_from_odom)
-        dropped, keyframe = self.live_map.integrate(frame)
+        dropped, keyframe, map_id = self.live_map.integrate(frame)
         for reason in dropped:
             self.drops.add(reason, f"frame at {frame.stamp_ns / 1e9:.3f} s")
         if keyframe:
-            message = conversions.keyframe_to_msg(keyframe, self.config.world_frame)
+            message = conversions.keyframe_to_msg(keyframe, self.config.world_frame, map_id)
             self._keyframe_publisher.publish(message)
 
     def _watch_for_jump(self, frame: Frame, world_from_odom: np.ndarray) -> None:
@@ -362,8 +308,8 @@ class FusionNode(ManagedNode):
             text = f"node '{name}' takes the map no more: has it ended?"
             self.get_logger().warning(text)
             yield Problem("warn", text)
-        if self._background.failed:
-            yield Problem("error", self._background.last)
+        if self._map_services.background.failed:
+            yield Problem("error", self._map_services.background.last)
         if self._paused:
             yield Problem("warn", "paused: call ~/pause with false to go on")
             return

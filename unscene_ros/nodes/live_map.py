@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,14 @@ class MapState:
     stamp_ns: int
 
 
+class Fused(NamedTuple):
+    """Why a frame could not be used, the keyframe if it became one, and of which map."""
+
+    dropped: Counter[str]
+    keyframe: Frame | None
+    map_id: str
+
+
 class LiveMap:
     """A volume and its keyframes behind one lock; `change` counts what altered them."""
 
@@ -39,8 +47,8 @@ class LiveMap:
         self._keyframes = Keyframes(keyframes)
         self._stamp_ns = 0
 
-    def integrate(self, frame: Frame) -> tuple[Counter[str], Frame | None]:
-        """Fuses a frame; why it could not be used, and the keyframe if it became one."""
+    def integrate(self, frame: Frame) -> Fused:
+        """Takes a frame into the map and, perhaps, among the keyframes."""
         with self._lock, self._latency.measure("fusion"):
             keyframes = self._keyframes  # of this map, should another take its place meanwhile
             dropped_before = self._volume.dropped.copy()
@@ -49,9 +57,10 @@ class LiveMap:
                 self.change += 1
                 self._stamp_ns = frame.stamp_ns
             dropped = self._volume.dropped - dropped_before
+            map_id = self._volume.map_id
         with self._latency.measure("keyframes"):
             became_one = not dropped and keyframes.offer(frame)
-        return dropped, keyframes.frames[-1] if became_one else None
+        return Fused(dropped, keyframes.frames[-1] if became_one else None, map_id)
 
     def extract(self) -> MapState:
         """The surface as it is now."""

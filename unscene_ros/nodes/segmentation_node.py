@@ -87,6 +87,7 @@ class SegmentationNode(ManagedNode):
     def configure(self, undo: ExitStack) -> None:
         config: SegmentationNodeConfig = self.config
         self._keyframes = Keyframes(config.keyframes)
+        self._keyframes_map_id = ""
         self._tracker = InstanceTracker(config.tracking)
         self._newest: Mesh | None = None
         self._segmented: Mesh | None = None
@@ -150,6 +151,9 @@ class SegmentationNode(ManagedNode):
             torch.cuda.empty_cache()
 
     def _on_keyframe(self, message: Keyframe) -> None:
+        if message.map_id != self._keyframes_map_id:
+            self._keyframes = Keyframes(self.config.keyframes)
+            self._keyframes_map_id = message.map_id
         # Choosing again among what the fusion node chose, by the same rule, gives the same set.
         try:
             self._keyframes.offer(conversions.keyframe_from_msg(message))
