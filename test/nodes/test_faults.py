@@ -19,7 +19,9 @@ from faults import (
 )
 from robot import Robot
 
-QUEUE = 5  # frames that may wait to be fused
+from unscene_ros.nodes.fusion_node import FusionNodeConfig
+
+QUEUE = FusionNodeConfig().max_waiting_frames  # frames that may wait to be fused
 IMPATIENT = ("fusion_node:diagnostics.no_data_after_s:=2.5",)
 
 

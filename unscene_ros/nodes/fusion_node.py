@@ -59,7 +59,7 @@ class FusionNodeConfig:
     # A picture waits this long for its partner, transform or CameraInfo.
     max_wait_s: float = within(2.0, 0.001)
     # Frames that wait to be fused, many when TF comes back; beyond it the oldest is dropped.
-    max_waiting_frames: int = within(20, 1)
+    max_waiting_frames: int = within(10, 1)
     # Most triangles in one message of ~/mesh_markers.
     max_marker_triangles: int = within(200_000, 1)
     map_folder: str = ""  # the only place where services read and write; empty: they refuse
