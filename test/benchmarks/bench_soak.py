@@ -104,7 +104,7 @@ def rows() -> list[dict]:
         ]
     # Of the objects shown when the warm-up ended, and of those at the end: under the same ids.
     before, after = watch.ids[counted][0], watch.ids[-1]
-    dropped = sum(fusion["dropped"].values()) / max(fusion["frames"]["received"], 1)
+    dropped = sum(fusion.get("dropped", {}).values()) / max(fusion["frames"]["received"], 1)
     figures += [
         ("soak_ids_kept", len(before & after) / max(len(after), 1), "share"),
         ("soak_drop_share", dropped, "share"),
