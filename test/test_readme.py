@@ -369,7 +369,7 @@ def test_measured_values_are_shown_beside_their_peers():
     ]
     shown = rendered({"machine": "a machine", "commit": "abc", "rows": rows})
     assert "| one frame into the map, 4 cm | 12.3 ms | 20 ms (Open3D) |" in shown
-    assert "| live: frames dropped | 1.5 % |  |" in shown
+    assert "| frames dropped | 1.5 % |  |" in shown
     assert "| HDBSCAN | – | 12.3 | – | – | – | – |" in shown
     assert "a machine, at commit `abc`" in shown
 
