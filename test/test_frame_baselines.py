@@ -65,7 +65,7 @@ def test_the_boxes_of_a_scan_are_its_clusters(mesh, frames):
 def test_the_boxes_of_a_scan_are_seen_in_its_pictures(mesh, frames):
     segments, instances = projected_mask_instances(mesh, frames, PROJECTED)
     for box in BOXES:  # sides that are never seen together may part
-        assert best_overlap(mesh, segments, instances, box) > 0.6
+        assert best_overlap(mesh, segments, instances, box) > 0.5
 
 
 @BOTH
