@@ -21,7 +21,9 @@ from robot import Robot
 
 from unscene_ros.nodes.fusion_node import FusionNodeConfig
 
-QUEUE = FusionNodeConfig().max_waiting_frames  # frames that may wait to be fused
+FUSING_S = 0.2
+MAX_WAITING = FusionNodeConfig().synchronization.max_waiting  # frames that may wait to be fused
+MAX_WAIT_S = FusionNodeConfig().max_wait_s
 IMPATIENT = ("fusion_node:diagnostics.no_data_after_s:=2.5",)
 
 
@@ -45,7 +47,7 @@ def test_a_killed_fusion_node_goes_on_with_its_autosaved_map_and_the_ids_stay(ro
     assert outcome.lost.keys() <= {"frames since the last autosave"}
 
 
-@pytest.mark.slow  # DDS takes 20 s to find that a process was killed
+@pytest.mark.slow  # DDS takes 8 s to find that a process was killed
 def test_objects_keep_their_ids_when_the_segmentation_node_is_killed_and_fusion_goes_on(robot):
     outcome = kill_segmentation(robot)
     assert outcome.seen == "node 'segmentation_node' takes the map no more: has it ended?"
@@ -73,7 +75,7 @@ def test_a_camera_that_is_set_up_wrongly_is_told_of_and_fused_when_it_is_right(
 ):
     outcome = replace_camera(impatient_robot, camera, words)
     assert outcome.seen.startswith("no frame for")
-    assert "frames without a reason" not in outcome.lost
+    assert outcome.lost.keys() <= {"frames, no transform"}  # those that waited too long for TF
 
 
 @pytest.mark.parametrize("compressed", [False, True], ids=["raw", "compressed"])
@@ -112,14 +114,14 @@ def test_a_full_disk_costs_neither_the_map_saved_before_nor_a_frame(robot):
 
 
 def test_of_pictures_that_come_too_fast_the_newest_are_fused_and_the_others_counted(robot):
-    outcome = overload(robot, for_s=4.0, fusing_s=0.2)
+    outcome = overload(robot, for_s=4.0, fusing_s=FUSING_S)
     figures = outcome.figures
-    assert figures["waiting"] <= QUEUE + 1  # and the one that is being fused
+    assert figures["waiting"] <= MAX_WAITING + 1  # and the one that is being fused
     assert figures["newest_is_fused"]
     assert outcome.lost == {"frames, too slow": figures["sent"] - figures["fused"]}
     assert outcome.lost.total() > figures["fused"]
     # All of them in turn would take five times as long as they came for.
-    assert figures["latency_s"] < 4.0
+    assert figures["latency_s"] < MAX_WAIT_S + 5 * FUSING_S
 
 
 @pytest.mark.slow

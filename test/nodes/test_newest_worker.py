@@ -21,13 +21,14 @@ class Gate:
             raise ValueError("a bad item")
         self.done.append(item)
 
-    def worker(self, capacity=1):
+    def worker(self, capacity=1, **more):
         return NewestWorker(
             "test",
             self.work,
             self.dropped.append,
             lambda item, error: self.failed.append((item, str(error))),
             capacity,
+            **more,
         )
 
 
@@ -53,6 +54,40 @@ def test_while_it_works_only_the_newest_items_wait(capacity, done, dropped):
     wait_until_idle(worker)
     assert gate.done == done
     assert gate.dropped == dropped
+    assert worker.stop()
+
+
+@pytest.mark.parametrize(
+    ("late", "in_time", "done", "dropped"),
+    [([1, 2], [3], [0, 3], [1, 2]), ([1, 2], [], [0, 2], [1])],
+)
+def test_what_waits_too_long_is_dropped_for_newer_items_but_never_the_newest(
+    late, in_time, done, dropped
+):
+    gate = Gate()
+    worker = gate.worker(capacity=10, patience_s=0.2)
+    worker.submit(0)
+    gate.started.acquire(timeout=5)
+    for item in late:
+        worker.submit(item)
+    time.sleep(0.3)
+    for item in in_time:
+        worker.submit(item)
+    gate.open.set()
+    wait_until_idle(worker)
+    assert gate.done == done
+    assert gate.dropped == dropped
+    assert worker.stop()
+
+
+def test_a_burst_is_worked_on_whole():
+    gate = Gate()
+    gate.open.set()
+    worker = gate.worker(capacity=30, patience_s=5.0)
+    for item in range(30):
+        worker.submit(item)
+    wait_until_idle(worker)
+    assert gate.done == list(range(30))
     assert worker.stop()
 
 

@@ -82,7 +82,7 @@ def test_nobody_who_corrects_is_no_jump_either(start):
 
 
 def test_frames_that_waited_from_before_a_jump_are_cleared_with_the_rest(start, monkeypatch):
-    stage = start("pose_jumps.policy:=clear", "max_waiting_frames:=20")
+    stage = start("pose_jumps.policy:=clear")
     stage.map(2, correction_m=0.0)
     go_on, integrate = threading.Event(), stage.node.live_map.integrate
 

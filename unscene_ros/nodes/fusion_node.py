@@ -56,10 +56,9 @@ class FusionNodeConfig:
     world_frame: str = "map"  # TF frame that the map is built in, z up
     transport: Transport = "auto"  # auto: raw pictures, compressed where only these are published
     mesh_rate_hz: float = within(1.0, 0.001, 100)  # how often a changed map is published
-    # A picture waits this long for its partner, transform or CameraInfo.
+    # A picture waits this long for its partner, transform or CameraInfo, and a frame to be fused
+    # while newer ones wait, too.
     max_wait_s: float = within(2.0, 0.001)
-    # Frames that wait to be fused, many when TF comes back; beyond it the oldest is dropped.
-    max_waiting_frames: int = within(10, 1)
     # Most triangles in one message of ~/mesh_markers.
     max_marker_triangles: int = within(200_000, 1)
     map_folder: str = ""  # the only place where services read and write; empty: they refuse
@@ -85,7 +84,7 @@ class FusionNode(ManagedNode):
         "keyframes.max_frames",
     )  # fmt: skip
     READ_WHEN_ACTIVATED = (
-        "transport", "max_wait_s", "max_waiting_frames", "cameras", "synchronization", "pose_jumps",
+        "transport", "max_wait_s", "cameras", "synchronization", "pose_jumps",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -171,7 +170,9 @@ class FusionNode(ManagedNode):
             self._fuse,
             on_drop=lambda _: self.drops.add("too slow", "newer frames were waiting to be fused"),
             on_failure=lambda _, error: self.drops.add("failed", repr(error)),
-            capacity=config.max_waiting_frames,
+            # When TF comes back, all that waited for it comes at once.
+            capacity=config.synchronization.max_waiting * len(config.cameras.names),
+            patience_s=config.max_wait_s,
         )
         undo.callback(self._worker.stop)
         undo.callback(self._forget_cameras)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -13,7 +15,8 @@ Item = TypeVar("Item")
 class NewestWorker(Generic[Item]):
     """Calls `work(item)` in a thread of its own; when items come faster, the oldest are dropped.
 
-    capacity: how many items may wait; 1 keeps only the newest, a few ride out a slow moment.
+    capacity: how many items may wait; 1 keeps only the newest, more ride out a slow moment.
+    patience_s: how long one may wait while newer ones do, so that the work never lags further.
     on_drop(item) and on_failure(item, error) tell what did not get done; they must return soon.
     An error in `work` costs that one item, never the thread.
     """
@@ -25,12 +28,14 @@ class NewestWorker(Generic[Item]):
         on_drop: Callable[[Item], object],
         on_failure: Callable[[Item, Exception], object],
         capacity: int = 1,
+        patience_s: float = math.inf,
     ) -> None:
         self._work = work
         self._on_drop = on_drop
         self._on_failure = on_failure
         self._capacity = capacity
-        self._waiting: deque[Item] = deque()
+        self._patience_s = patience_s
+        self._waiting: deque[tuple[float, Item]] = deque()  # since when, and the item
         self._working = False
         self._stopped = False
         self._changed = threading.Condition()
@@ -40,10 +45,8 @@ class NewestWorker(Generic[Item]):
     def submit(self, item: Item) -> None:
         """Hands over an item without waiting; after `stop` it is dropped."""
         with self._changed:
-            self._waiting.append(item)
-            dropped = []
-            while len(self._waiting) > (0 if self._stopped else self._capacity):
-                dropped.append(self._waiting.popleft())
+            self._waiting.append((time.monotonic(), item))
+            dropped = self._take_beyond(0 if self._stopped else self._capacity)
             self._changed.notify_all()
         for old in dropped:
             self._on_drop(old)
@@ -52,8 +55,7 @@ class NewestWorker(Generic[Item]):
         """Drops what waits and ends the thread after its current item; True when it has ended."""
         with self._changed:
             self._stopped = True
-            dropped = list(self._waiting)
-            self._waiting.clear()
+            dropped = self._take_beyond(0)
             self._changed.notify_all()
         for old in dropped:
             self._on_drop(old)
@@ -72,10 +74,23 @@ class NewestWorker(Generic[Item]):
                 self._changed.wait_for(lambda: self._waiting or self._stopped)
                 if not self._waiting:
                     return
-                item = self._waiting.popleft()
+                dropped = self._take_impatient()
+                _, item = self._waiting.popleft()
                 self._working = True
+            for old in dropped:
+                self._on_drop(old)
             try:
                 self._work(item)
             except Exception as error:  # one bad item must not end the thread
                 self._on_failure(item, error)
             self._working = False
+
+    def _take_beyond(self, count: int) -> list[Item]:
+        """The oldest, until no more than `count` are left."""
+        return [self._waiting.popleft()[1] for _ in range(len(self._waiting) - count)]
+
+    def _take_impatient(self) -> list[Item]:
+        """Those that have waited too long, though never the newest."""
+        latest_s = time.monotonic() - self._patience_s
+        late = sum(since_s < latest_s for since_s, _ in self._waiting)
+        return self._take_beyond(max(len(self._waiting) - late, 1))
