@@ -117,6 +117,34 @@ def test_track_starts_over_when_time_is_set_back():
     assert track.lookup(SECOND)[0, 3] == 100.0
 
 
+@pytest.mark.parametrize(
+    ("moved", "max_gap_s", "found"),
+    [
+        (shift(0.5), 2.0, False),
+        (turn_z(10), 2.0, False),
+        (shift(0.04), 2.0, True),  # it stood still, or nearly
+        (shift(0.5), 3.0, True),
+    ],
+)
+def test_in_a_long_gap_only_what_stood_still_has_a_pose(moved, max_gap_s, found):
+    track = PoseTrack(max_gap_s=max_gap_s)
+    for second, pose in ((0, np.eye(4)), (1, np.eye(4)), (4, moved), (5, moved)):
+        track.add(second * SECOND, pose)
+    for second in (0.5, 1, 4, 4.5):  # beside the gap
+        track.lookup(int(second * SECOND))
+    if found:
+        np.testing.assert_allclose(
+            track.lookup(int(2.5 * SECOND)), interpolate_pose(np.eye(4), moved, 0.5)
+        )
+        return
+    with pytest.raises(
+        TransformError, match=r"moved between two samples that are 3\.0 s apart"
+    ) as e:
+        track.lookup(2 * SECOND)
+    assert (e.value.reason, e.value.gap_ms) == ("gap", 1000)
+    assert not e.value.may_resolve
+
+
 def test_track_without_samples_says_so():
     with pytest.raises(TransformError) as caught:
         PoseTrack().lookup(0)

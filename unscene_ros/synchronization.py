@@ -28,6 +28,8 @@ class SynchronizationConfig:
     max_color_gap_s: float = within(0.03, 0)  # about half a frame at 15 Hz
     max_waiting: int = within(30, 1)  # pictures of each kind held back for a partner or a pose
     pose_history_s: float = within(10.0, 0.1)  # poses are kept this long
+    # What moved while its poses were missing for longer has no pose in between.
+    max_pose_gap_s: float = within(2.0, 0)
 
     def __post_init__(self) -> None:
         check_ranges(self, "synchronization")

@@ -1,7 +1,8 @@
 """Poses over time: stamped transforms between frames -> one transform at one instant.
 
 Used live and in replay, so that both place a picture alike. Rotations are interpolated on the
-shortest arc, translations linearly. Nothing is extrapolated.
+shortest arc, translations linearly. Nothing is extrapolated, and nobody guesses where a thing went
+while it was not seen for long.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ TOLERANCE_NS = 1_000_000
 # A stamp this much older than the newest one means that time was set back, as when a recording
 # starts over; publishers that merely overtake each other stay below it.
 TIME_JUMP_NS = 1_000_000_000
+# A thing that is found again this near to where it was has stood still meanwhile.
+STILL_M = 0.05
+STILL_RAD = math.radians(3)
 
 Reason = Literal[
-    "unknown frame", "not connected", "in the future", "too old", "no data", "not finite"
+    "unknown frame", "not connected", "in the future", "too old", "gap", "no data", "not finite"
 ]
 
 
@@ -67,10 +71,14 @@ def interpolate_pose(first: np.ndarray, second: np.ndarray, fraction: float) -> 
 
 
 class PoseTrack:
-    """Stamped poses of one moving thing, the newest `history_s` seconds of them."""
+    """Stamped poses of one moving thing, the newest `history_s` seconds of them.
 
-    def __init__(self, history_s: float = 10.0) -> None:
+    Between two that are more than `max_gap_s` and a movement apart there is no pose.
+    """
+
+    def __init__(self, history_s: float = 10.0, max_gap_s: float = math.inf) -> None:
         self._history_ns = int(history_s * 1e9)
+        self._max_gap_ns = max_gap_s * 1e9
         self._stamps: list[int] = []
         self._poses: list[np.ndarray] = []
 
@@ -101,7 +109,7 @@ class PoseTrack:
         del self._stamps[:expired], self._poses[:expired]
 
     def lookup(self, stamp_ns: int) -> np.ndarray:
-        """The interpolated pose (4, 4); raises TransformError outside the recorded span."""
+        """The interpolated pose (4, 4); raises TransformError outside the span and in a gap."""
         if not self._stamps:
             raise TransformError("no pose has arrived yet", "no data")
         oldest, newest = self._stamps[0], self._stamps[-1]
@@ -115,14 +123,25 @@ class PoseTrack:
             return _finite(self._poses[after])
         start, end = self._stamps[after - 1], self._stamps[after]
         first, second = _finite(self._poses[after - 1]), _finite(self._poses[after])
+        if end - start > self._max_gap_ns and not _stood_still(first, second):
+            nearest_ms = min(stamp_ns - start, end - stamp_ns) / 1e6
+            raise TransformError(
+                f"it moved between two samples that are {(end - start) / 1e9:.1f} s apart (gap)",
+                "gap",
+                nearest_ms,
+            )
         return interpolate_pose(first, second, (stamp_ns - start) / (end - start))
 
 
 class TransformTree:
-    """Frames that hang on each other by fixed or moving transforms, as ROS tf2 keeps them."""
+    """Frames that hang on each other by fixed or moving transforms, as ROS tf2 keeps them.
 
-    def __init__(self, history_s: float = 10.0) -> None:
+    The moving ones are PoseTracks with this history and this longest gap.
+    """
+
+    def __init__(self, history_s: float = 10.0, max_gap_s: float = math.inf) -> None:
         self._history_s = history_s
+        self._max_gap_s = max_gap_s
         self._parent_of: dict[str, str] = {}
         self._parent_from: dict[str, np.ndarray | PoseTrack] = {}  # by child; fixed or moving
 
@@ -138,7 +157,7 @@ class TransformTree:
             self._parent_from[child] = matrix
         else:
             if not isinstance(edge, PoseTrack) or self._parent_of[child] != parent:
-                edge = self._parent_from[child] = PoseTrack(self._history_s)
+                edge = self._parent_from[child] = PoseTrack(self._history_s, self._max_gap_s)
             edge.add(stamp_ns, matrix)
         self._parent_of[child] = parent
 
@@ -218,6 +237,12 @@ def inverse_pose(pose: np.ndarray) -> np.ndarray:
     inverse[:3, :3] = pose[:3, :3].T
     inverse[:3, 3] = -pose[:3, :3].T @ pose[:3, 3]
     return inverse
+
+
+def _stood_still(first: np.ndarray, second: np.ndarray) -> bool:
+    moved_m = np.linalg.norm(second[:3, 3] - first[:3, 3])
+    turned_rad = np.linalg.norm(cv2.Rodrigues(first[:3, :3].T @ second[:3, :3])[0])
+    return bool(moved_m < STILL_M and turned_rad < STILL_RAD)
 
 
 def _name(frame: str) -> str:

@@ -171,6 +171,7 @@ def test_colour_and_depth_hours_apart_are_of_different_clocks():
         ("unknown frame", math.inf, "TF not connected"),
         ("not connected", math.inf, "TF not connected"),
         ("not finite", 0.0, "TF not connected"),
+        ("gap", 900.0, "TF too seldom"),
     ],
 )
 def test_why_a_picture_has_no_place(reason, gap_ms, kind):

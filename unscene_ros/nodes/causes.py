@@ -33,6 +33,7 @@ class Cause(NamedTuple):
         "no TF",
         "TF not connected",
         "TF too old",
+        "TF too seldom",
         "other clock",
         "dropped",
         "unknown",
@@ -216,6 +217,8 @@ def _pose_error(error: TransformError, frames: tuple[str, ...]) -> Iterator[Caus
         )
     elif error.reason == "not finite":
         yield Cause("TF not connected", f"{error}: what publishes this transform is at fault")
+    elif error.reason == "gap":
+        yield Cause("TF too seldom", f"{error}: synchronization.max_pose_gap_s allows longer gaps")
     elif error.gap_ms > OTHER_CLOCK_S * 1e3:
         yield Cause(
             "other clock",

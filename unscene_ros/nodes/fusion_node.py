@@ -163,7 +163,9 @@ class FusionNode(ManagedNode):
         config: FusionNodeConfig = self.config
         # TF is kept in our own tree, on robots too: replay uses the same one, so that a picture
         # gets the same pose live and offline, and its errors say what is missing.
-        self._transforms = TransformTree(config.synchronization.pose_history_s)
+        self._transforms = TransformTree(
+            config.synchronization.pose_history_s, config.synchronization.max_pose_gap_s
+        )
         self._pose_jumps = PoseJumpWatch(config.pose_jumps)
         self._worker = NewestWorker(
             "fusion",

@@ -59,12 +59,13 @@ class BagFrames:
 
     def frames(self, drops: Drops) -> Iterator[Frame]:
         """The frames in recorded order; what cannot be used is counted in `drops`."""
-        poses = self._poses.start(self._synchronization.pose_history_s)
+        config = self._synchronization
+        poses = self._poses.start(config.pose_history_s, config.max_pose_gap_s)
         assembler = FrameAssembler(
             poses.world_from_camera,
             poses.tree.lookup,
             drops,
-            self._synchronization,
+            config,
             with_color=bool(self.topics.color),
         )
         takers = self._takers(poses, assembler)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,9 @@ class BagPoses:
         if not moves:
             bag.warn(f"{bag.path}: nothing in TF moves the camera '{camera_frame}'")
 
-    def start(self, history_s: float) -> PosesSoFar:
+    def start(self, history_s: float, max_gap_s: float) -> PosesSoFar:
         """Nothing read yet, for one pass over the bag."""
-        return PosesSoFar(self.world_frame, bool(self.pose_topic), history_s)
+        return PosesSoFar(self.world_frame, bool(self.pose_topic), history_s, max_gap_s)
 
     def _sample_tree(self, bag: Bag, wanted: set[str]) -> TransformTree:
         """The frames known after a few seconds, or later if the wanted ones come later."""
@@ -72,11 +73,13 @@ class BagPoses:
 class PosesSoFar:
     """The transforms and poses read up to now in one pass over a bag."""
 
-    def __init__(self, world_frame: str, by_topic: bool, history_s: float) -> None:
-        self.tree = TransformTree(history_s)
+    def __init__(
+        self, world_frame: str, by_topic: bool, history_s: float, max_gap_s: float = math.inf
+    ) -> None:
+        self.tree = TransformTree(history_s, max_gap_s)
         self._world_frame = world_frame
         self._by_topic = by_topic
-        self._track = PoseTrack(history_s)
+        self._track = PoseTrack(history_s, max_gap_s)
         self._track_parent = self._track_child = ""
 
     def take_transforms(self, content: Any, message: BagMessage) -> None:
