@@ -65,6 +65,8 @@ def test_list_is_not_an_array():
         ((4, -3), np.eye(3), "Camera: expected a positive size"),
         ((4, 3), np.eye(4), "Camera.intrinsics: expected"),
         ((4, 3), np.diag([0.0, 1, 1]), "positive focal lengths, got fx=0.0"),
+        ((4, 3), np.diag([5.0, 5, 0]), "0 0 1, got 5 0 0, 0 5 0, 0 0 0$"),
+        ((4, 3), np.float64([[1, 1, 0], [1, 1, 0], [0, 0, 1]]), "got 1 1 0, 1 1 0, 0 0 1$"),
         ((4, 3), np.diag([1.0, -2, 1]), "fy=-2.0"),
         ((4, 3), np.diag([1.0, np.nan, 1]), "Camera.intrinsics: expected finite"),
     ],

@@ -133,6 +133,16 @@ def test_waiting_for_a_transform_is_bounded_and_explained():
     assert drops.counts == {"no transform": 5}
 
 
+def test_colour_without_depth_does_not_pile_up():
+    assembler, drops = assembler_with(max_wait_s=0.2)
+    for ms in range(100, 5000, 20):
+        assembler.add_color(color_at(ms))
+    assert len(assembler._colors) <= 1 + (200 + 30) / 20
+    assembler.add_depth(depth_at(4800))  # as late as it may be
+    assert stamps_ms(assembler.frames()) == [4800]
+    assert drops.counts == {}
+
+
 def test_waiting_ends_when_later_pictures_are_far_ahead():
     tree = TransformTree()
     poses = lambda camera, stamp: tree.lookup("map", camera, stamp)  # noqa: E731

@@ -50,6 +50,12 @@ class Camera:
                 f"Camera.intrinsics: expected finite values and positive focal lengths, "
                 f"got fx={focal[0]} fy={focal[1]}"
             )
+        below = self.intrinsics[[1, 2, 2, 2], [0, 0, 1, 2]]
+        if (below != (0, 0, 0, 1)).any():  # it could not be inverted
+            raise InputError(
+                "Camera.intrinsics: expected fx s cx, 0 fy cy, 0 0 1, got "
+                + ", ".join(" ".join(f"{value:g}" for value in row) for row in self.intrinsics)
+            )
 
     def resized(self, width: int, height: int) -> Camera:
         """The same camera seen at another picture size."""

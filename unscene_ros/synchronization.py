@@ -85,6 +85,7 @@ class FrameAssembler:
         self._config = config or SynchronizationConfig()
         self._with_color = with_color
         self._max_wait_ns = max_wait_s * 1e9
+        self._max_gap_ns = self._config.max_color_gap_s * 1e9
         self._depths: deque[StampedPicture] = deque()
         # Colour often comes faster than depth, and only a part of it finds a partner.
         self._colors: deque[StampedPicture] = deque(maxlen=4 * self._config.max_waiting)
@@ -95,6 +96,9 @@ class FrameAssembler:
     def add_color(self, picture: StampedPicture) -> None:
         """Takes a colour picture, RGB uint8 when decoded."""
         self._colors.append(picture)
+        # Without depth none is taken, and large ones would pile up.
+        while self._colors[0].stamp_ns < picture.stamp_ns - self._max_wait_ns - self._max_gap_ns:
+            self._colors.popleft()
 
     def add_depth(self, picture: StampedPicture) -> None:
         """Takes a depth picture, float32 metres when decoded."""
@@ -151,7 +155,7 @@ class FrameAssembler:
             ((abs(c.stamp_ns - stamp_ns) / 1e6, i) for i, c in enumerate(self._colors)),
             default=(float("inf"), -1),
         )
-        if gap_ms > self._config.max_color_gap_s * 1e3:
+        if gap_ms > self._max_gap_ns / 1e6:
             self._drops.add(
                 "no colour partner",
                 f"depth picture at {stamp_ns / 1e9:.3f} s: the nearest colour picture is "

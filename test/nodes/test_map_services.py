@@ -131,6 +131,30 @@ def test_while_paused_nothing_is_fused_and_afterwards_it_goes_on(start):
     stage.ros.spin_until(lambda: stage.node.live_map.frames_used == 5)
 
 
+@pytest.mark.parametrize(("service", "dropped"), [("reset", {"map replaced": 3}), ("pause", {})])
+def test_frames_that_wait_are_not_fused_after_it(start, monkeypatch, service, dropped):
+    stage = start()
+    stage.fuse()
+    go_on, integrate = threading.Event(), stage.node.live_map.integrate
+
+    def held_up(frame):
+        assert go_on.wait(10)
+        return integrate(frame)
+
+    monkeypatch.setattr(stage.node.live_map, "integrate", held_up)
+    for frame in frames(4, start=10):
+        stage.camera.send(frame)
+    stage.ros.spin_until(lambda: stage.node._worker.pending == 4)
+    if service == "reset":
+        assert stage.operator.trigger("reset").success
+    else:
+        assert stage.operator.call(SetBool, "pause", data=True).success
+    go_on.set()
+    stage.ros.spin_until(lambda: not stage.node._worker.pending)
+    assert stage.node.live_map.frames_used == 4  # with the one that was begun
+    assert stage.node.drops.counts == dropped
+
+
 def test_a_saved_map_comes_back_as_it_was_and_goes_on_being_fused(start, tmp_path):
     stage = start()
     stage.fuse()

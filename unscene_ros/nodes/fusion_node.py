@@ -231,7 +231,8 @@ class FusionNode(ManagedNode):
 
     def _take(self, frame: Frame) -> None:
         if not self._paused:
-            self._worker.submit((frame, self._world_from_odom(frame.stamp_ns)))
+            world_from_odom = self._world_from_odom(frame.stamp_ns)
+            self._worker.submit((frame, world_from_odom, self.live_map.map_id))
 
     def _world_from_odom(self, stamp_ns: int) -> np.ndarray | None:
         world, odom = self.config.world_frame, self.config.pose_jumps.frame
@@ -240,9 +241,14 @@ class FusionNode(ManagedNode):
         except TransformError:
             return None  # nobody corrects an odometry here
 
-    def _fuse(self, item: tuple[Frame, np.ndarray | None]) -> None:
+    def _fuse(self, item: tuple[Frame, np.ndarray | None, str]) -> None:
         """In the worker's thread."""
-        frame, world_from_odom = item
+        frame, world_from_odom, map_id = item
+        if self._paused:
+            return
+        if map_id != self.live_map.map_id:
+            self.drops.add("map replaced", "it was taken for the map before")
+            return
         if world_from_odom is not None:
             self._watch_for_jump(frame, world_from_odom)
         dropped, keyframe, map_id = self.live_map.integrate(frame)

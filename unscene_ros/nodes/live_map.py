@@ -47,6 +47,11 @@ class LiveMap:
         self._keyframes = Keyframes(keyframes)
         self._stamp_ns = 0
 
+    @property
+    def map_id(self) -> str:
+        """Which map it is: another one after `reset`, and after `load` mostly."""
+        return self._volume.map_id
+
     def integrate(self, frame: Frame) -> Fused:
         """Takes a frame into the map and, perhaps, among the keyframes."""
         with self._lock, self._latency.measure("fusion"):
