@@ -8,7 +8,7 @@ from setuptools import Extension, find_packages, setup
 setup(
     name="unscene_ros",
     version=re.search(r'__version__ = "(.+)"', Path("unscene_ros/__init__.py").read_text())[1],
-    description="Label-free 3D instance mapping: RGB-D frames in, objects and classes out",
+    description="Label-free 3D instance mapping: RGB-D frames in, objects out",
     license="Apache-2.0",
     python_requires=">=3.10,<3.13",
     package_dir={"": "."},  # an editable install is then one path, which the messages can extend

@@ -103,7 +103,8 @@ def test_files_that_are_named_exist(text):
 @DOCUMENTS
 def test_links_lead_somewhere(text):
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    anchors = {"#" + heading.lower().replace(" ", "-") for heading in headings}
+    words = [re.sub(r"[^\w -]", "", heading.lower()) for heading in headings]
+    anchors = {"#" + heading.replace(" ", "-") for heading in words}
     links = re.findall(r"\]\(([^)]+)\)", text)
     assert [x for x in links if x not in anchors and not (REPOSITORY / x).exists()] == []
 
