@@ -28,8 +28,8 @@ CONFIG = Config(64, 32, 32, 1, 4, 5)
 OTHER = Config(128, 32, 32, 2, 4, 5)
 
 
-def run_tests(name, tmp_path, interpret):
-    """Runs a file of tests; its output is shown when it fails."""
+def run_tests(name, tmp_path, interpret, which="slow or not slow"):
+    """Runs a file of tests, those with these marks; its output is shown when it fails."""
     environment = {
         **os.environ,
         "TRITON_INTERPRET": interpret,
@@ -37,7 +37,7 @@ def run_tests(name, tmp_path, interpret):
         "OMP_NUM_THREADS": "1",  # the matrices are tiny
     }
     tests = Path(__file__).with_name(name)
-    command = [sys.executable, "-m", "pytest", str(tests), "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", str(tests), "-p", "no:cacheprovider", "-m", which]
     result = subprocess.run(command, env=environment, text=True, stdout=subprocess.PIPE)
     assert result.returncode == 0, result.stdout
     assert " passed" in result.stdout
@@ -45,7 +45,13 @@ def run_tests(name, tmp_path, interpret):
 
 def test_kernels_compute_what_the_torch_backend_computes(tmp_path):
     pytest.importorskip("triton")
-    run_tests("triton_values.py", tmp_path, interpret="1")
+    run_tests("triton_values.py", tmp_path, interpret="1", which="not slow")
+
+
+@pytest.mark.slow
+def test_large_kernels_compute_what_the_torch_backend_computes(tmp_path):
+    pytest.importorskip("triton")
+    run_tests("triton_values.py", tmp_path, interpret="1", which="slow")
 
 
 @pytest.mark.slow  # a minute in the interpreter

@@ -21,7 +21,7 @@ INTERPRETED = triton_kernels.INTERPRETED
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 SMALL = Config(rows=16, columns=16, channels=16, splits=1, warps=4, stages=5)
 TOLERANCES = {torch.float64: 0, torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
-MAPS = ["27", "125", "down", "up"]
+MAPS = ["27", pytest.param("125", marks=pytest.mark.slow), "down", "up"]
 
 
 @pytest.fixture(autouse=True)
