@@ -62,7 +62,8 @@ def rows() -> Iterator[dict]:
         ):
             outcome = cause(robot)
         measured = row("faults", f"fault_{name}", outcome.recovered_s, "s", 1)
-        yield {**measured, "seen": outcome.seen, "lost": told(outcome.lost)}
+        seen = outcome.seen.replace(f"{folder}/", "")
+        yield {**measured, "seen": seen, "lost": told(outcome.lost)}
 
 
 def told(lost: Counter[str]) -> str:

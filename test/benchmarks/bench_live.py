@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks import LeftOut, row
-from unscene_ros.segmentation import DEFAULT_SEGMENTER
+from unscene_ros import DEFAULT_SEGMENTER
 
 RECORDING = Path(__file__).parents[1] / "data" / "office_kitchen"
 RUNS = 3

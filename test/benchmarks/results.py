@@ -35,9 +35,9 @@ PLACES = {"rooms": "rooms", "small_house": "house"}
 FIGURES = {"ap": "AP", "ap50": "AP50", "ap25": "AP25"}
 OTHERS = {
     "pseudo_masks_rooms": "pseudo masks (all hypotheses), rooms",
-    "pseudo_mask_precision_rooms": "of them on an object by more than half",
+    "pseudo_mask_precision_rooms": "of them on one object by more than half",
     "pseudo_masks_small_house": "pseudo masks, small house",
-    "pseudo_mask_precision_small_house": "of them on an object by more than half",
+    "pseudo_mask_precision_small_house": "of them on one object by more than half",
     "id_switches_small_house": "changes of id, small house",
     "fusion_4cm_ms": "one frame into the map, 4 cm",
     "fusion_2cm_ms": "one frame into the map, 2 cm",
@@ -65,7 +65,7 @@ OTHERS = {
     "live_latency_p50_ms": "picture to markers, median",
     "live_latency_p95_ms": "picture to markers, 95 %",
     "live_drop_share": "frames dropped",
-    "soak_minutes": "the recording again and again: for",
+    "soak_minutes": "soak test: the recording again and again, for",
     "soak_memory_growth_fusion": "memory of fusion, after warming up",
     "soak_memory_growth_segmentation": "memory of segmentation, after warming up",
     "soak_p95_growth_fusion": "p95 of fusion, second half to first",
