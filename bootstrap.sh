@@ -187,7 +187,8 @@ def prepend(name, folder):
     return folder not in folders
 
 
-os.environ.setdefault("FASTDDS_DEFAULT_PROFILES_FILE", "$repository/config/fastdds.xml")
+for version in "FASTDDS", "FASTRTPS":  # Fast DDS 3, and 2 of Humble and Jazzy
+    os.environ.setdefault(version + "_DEFAULT_PROFILES_FILE", "$repository/config/fastdds.xml")
 prepend("AMENT_PREFIX_PATH", "$venv")
 if prepend("LD_LIBRARY_PATH", "$venv/lib"):  # the loader reads it only when a process starts
     os.execv(sys.executable, sys.orig_argv)

@@ -5,12 +5,17 @@ from typing import List  # noqa: UP035 - as launch names it
 from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, SetEnvironmentVariable
 from launch.conditions import IfCondition
-from launch.substitutions import LaunchConfiguration, PathJoinSubstitution, PythonExpression
+from launch.substitutions import (
+    EnvironmentVariable,
+    LaunchConfiguration,
+    PathJoinSubstitution,
+    PythonExpression,
+)
 from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from unscene_ros.segmentation import DEFAULT_SEGMENTER
+from unscene_ros import DEFAULT_SEGMENTER
 
 # What each driver calls its topics, and the file of what is different from the defaults with it.
 CAMERAS = {
@@ -51,6 +56,11 @@ CAMERAS = {
     },
 }
 
+# Where Fast DDS looks for its profile: version 3, and version 2 of Humble and Jazzy.
+PROFILE_VARIABLES = ["FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"]
+
+SAVING_S = 60  # after Ctrl-C, before the nodes are killed: that long a large map may take
+
 DISPLAYED = [
     "fusion_node/mesh_markers",
     "segmentation_node/instance_markers",
@@ -61,6 +71,11 @@ DISPLAYED = [
 def config_file(name):
     """A file of the installed config folder."""
     return PathJoinSubstitution([FindPackageShare("unscene_ros"), "config", name])
+
+
+def unless_set(variable, value):
+    """Sets an environment variable that the site has not set itself."""
+    return SetEnvironmentVariable(variable, EnvironmentVariable(variable, default_value=value))
 
 
 def is_set(argument):
@@ -117,6 +132,7 @@ def generate_launch_description():
         "namespace": value("namespace"),
         "arguments": ["--ros-args", "--log-level", value("log_level")],
         "output": "screen",
+        "sigterm_timeout": str(SAVING_S),
     }
     nodes = [
         Node(
@@ -193,7 +209,7 @@ def generate_launch_description():
                 )
                 for name, default, description in ARGUMENTS
             ),
-            SetEnvironmentVariable("FASTDDS_DEFAULT_PROFILES_FILE", config_file("fastdds.xml")),
+            *(unless_set(name, config_file("fastdds.xml")) for name in PROFILE_VARIABLES),
             *nodes,
         ]
     )

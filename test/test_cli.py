@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 
+from unscene_ros import DEFAULT_SEGMENTER
 from unscene_ros import replay as replay_module
 from unscene_ros.cli import main
 from unscene_ros.scene import InputError, Instances, Mesh, Segments
-from unscene_ros.segmentation import DEFAULT_SEGMENTER, SharedConfig
+from unscene_ros.segmentation import SharedConfig
 from unscene_ros.settings import from_dict
 from unscene_ros.storage import Prediction, save_prediction
 from unscene_ros.voxels import VoxelsConfig

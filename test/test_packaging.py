@@ -375,14 +375,16 @@ def test_vision_msgs_is_the_official_one_or_cannot_be_told_from_it(message):
 
 def test_environment_finds_sources_before_generated_code_and_sets_the_transport(tmp_path):
     needs_ros()
+    names = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
     code = (
         "import os, unscene_ros, unscene_ros.msg; print(unscene_ros.__file__);"
-        "print(os.environ['FASTDDS_DEFAULT_PROFILES_FILE'])"
+        f"print(*(os.environ[name] for name in {names}), sep='\\n')"
     )
-    env = {key: value for key, value in os.environ.items() if not key.startswith("FASTDDS")}
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
-    )
-    source, profile = result.stdout.splitlines()
-    assert Path(source) == REPOSITORY / "unscene_ros/__init__.py"
-    assert Path(profile) == REPOSITORY / "config/fastdds.xml"
+    profile = str(REPOSITORY / "config/fastdds.xml")
+    outside = {key: value for key, value in os.environ.items() if key not in names}
+    for own in ({}, {names[0]: "/site/profile.xml"}, {names[1]: "/site/profile.xml"}):
+        run, env = [sys.executable, "-c", code], outside | own
+        result = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True)
+        source, *profiles = result.stdout.splitlines()
+        assert Path(source) == REPOSITORY / "unscene_ros/__init__.py"
+        assert profiles == [own.get(name, profile) for name in names]

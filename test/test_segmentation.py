@@ -10,7 +10,7 @@ import torch
 from box_world import Box, surface_of, walled_room
 from small_scan import small_frames
 
-from unscene_ros import segmentation
+from unscene_ros import DEFAULT_SEGMENTER, segmentation
 from unscene_ros.consensus import ConsensusConfig, agree
 from unscene_ros.inference import InferenceConfig, infer
 from unscene_ros.models.checkpoint import save_checkpoint
@@ -22,7 +22,6 @@ from unscene_ros.pipeline import PipelineConfig, segment_mesh
 from unscene_ros.replay import segment_file
 from unscene_ros.scene import InputError, Mesh
 from unscene_ros.segmentation import (
-    DEFAULT_SEGMENTER,
     ConsensusSegmenter,
     NetworkSegmenter,
     SegmentationConfig,

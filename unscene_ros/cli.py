@@ -15,6 +15,7 @@ import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unscene_ros import DEFAULT_SEGMENTER
 from unscene_ros.scene import InputError
 
 if TYPE_CHECKING:
@@ -181,7 +182,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _replay(arguments: argparse.Namespace) -> None:
     from unscene_ros.replay import replay
-    from unscene_ros.segmentation import DEFAULT_SEGMENTER
 
     config, options = _settings(arguments)
     metrics = replay(
@@ -202,7 +202,6 @@ def _replay(arguments: argparse.Namespace) -> None:
 
 def _segment(arguments: argparse.Namespace) -> None:
     from unscene_ros.replay import segment_file
-    from unscene_ros.segmentation import DEFAULT_SEGMENTER
 
     config, _ = _settings(arguments)
     metrics = segment_file(

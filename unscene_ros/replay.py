@@ -21,6 +21,7 @@ import open3d as o3d
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from unscene_ros import DEFAULT_SEGMENTER
 from unscene_ros.evaluation import GroundTruth, evaluate, read_ground_truth
 from unscene_ros.fusion import TsdfVolume
 from unscene_ros.keyframes import Keyframes
@@ -31,7 +32,7 @@ from unscene_ros.quality_over_time import QualityOverTime
 from unscene_ros.recordings import Recording, RecordingTopics, open_recording
 from unscene_ros.report import write_report
 from unscene_ros.scene import Frame, InputError
-from unscene_ros.segmentation import DEFAULT_SEGMENTER, Segmenter, load_segmenter
+from unscene_ros.segmentation import Segmenter, load_segmenter
 from unscene_ros.settings import settings_hash, to_dict
 from unscene_ros.storage import (
     MESH_FILE,

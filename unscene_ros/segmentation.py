@@ -21,7 +21,6 @@ TRAINING_FREE = "training-free"
 SHIPPED = "default"  # the checkpoint that comes with the package
 CONSENSUS = "consensus:"  # before the file of a checkpoint
 SHIPPED_CHECKPOINT = Path(__file__).parent / "checkpoints" / "unscene3d_rooms.safetensors"
-DEFAULT_SEGMENTER = SHIPPED  # of commands, nodes, launch file and demo
 
 
 class Segmenter(Protocol):

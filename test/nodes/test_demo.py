@@ -15,12 +15,12 @@ from small_report import empty_prediction
 from small_scan import small_frames, small_truth
 
 from training.scans.to_bag import BagFormat, BagWriter, write_bag
+from unscene_ros import DEFAULT_SEGMENTER
 from unscene_ros.nodes.demo import __main__ as demo
 from unscene_ros.nodes.demo.live_run import LiveResult, LiveRun
 from unscene_ros.nodes.demo.node_process import LiveRunFailed
 from unscene_ros.nodes.demo.played_bag import PlayedBag
 from unscene_ros.scene import InputError
-from unscene_ros.segmentation import DEFAULT_SEGMENTER
 from unscene_ros.storage import read_mesh
 
 FRAMES = 15

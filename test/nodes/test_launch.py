@@ -4,6 +4,7 @@ Every node is started with exactly the arguments that `ros2 launch` would give i
 """
 
 import importlib
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -12,12 +13,13 @@ from types import ModuleType
 import pytest
 import yaml
 
+from unscene_ros import DEFAULT_SEGMENTER
 from unscene_ros.nodes.fusion_node import FusionNodeConfig
-from unscene_ros.segmentation import DEFAULT_SEGMENTER
 from unscene_ros.settings import from_dict, to_dict
 
 REPOSITORY = Path(__file__).parents[2]
 LAUNCH_FILE = REPOSITORY / "launch" / "unscene.launch.py"
+PROFILE_VARIABLES = ["FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"]
 CAMERAS = ["realsense", "orbbec", "zed", "simulation"]
 PARAMETER_FILES = sorted((REPOSITORY / "config").glob("*.yaml"))
 BAG = REPOSITORY / "test" / "data" / "office_kitchen"
@@ -41,7 +43,12 @@ NAMES = {
     "launch": ["LaunchDescription"],
     "launch.actions": ["DeclareLaunchArgument", "SetEnvironmentVariable"],
     "launch.conditions": ["IfCondition"],
-    "launch.substitutions": ["LaunchConfiguration", "PathJoinSubstitution", "PythonExpression"],
+    "launch.substitutions": [
+        "EnvironmentVariable",
+        "LaunchConfiguration",
+        "PathJoinSubstitution",
+        "PythonExpression",
+    ],
     "launch_ros": [],
     "launch_ros.actions": ["Node"],
     "launch_ros.parameter_descriptions": ["ParameterValue"],
@@ -105,6 +112,8 @@ class Launched:
             return self.text(self._arguments.get(inner, self.declared[inner]["default_value"]))
         if kind == "PathJoinSubstitution":
             return "/".join(self.text(part) for part in inner)
+        if kind == "EnvironmentVariable":
+            return os.environ.get(inner, self.text(value.named["default_value"]))
         if kind == "PythonExpression":
             return str(eval(self.text(inner), {}))
         assert kind == "FindPackageShare" and inner == "unscene_ros"
@@ -170,7 +179,30 @@ def test_every_argument_is_explained_and_used_and_every_file_is_there(launched):
         launch.ros_arguments(executable) if executable != "rviz2" else None
     assert launch.used == set(launch.declared)
     assert all(declared["description"] for declared in launch.declared.values())
-    assert Path(launch.environment["FASTDDS_DEFAULT_PROFILES_FILE"]).is_file()
+
+
+def test_the_launch_file_needs_nothing_that_the_python_of_ros2_launch_lacks(launched, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("unscene_ros.")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in ("numpy", "scipy", "numba", "cv2", "torch", "open3d", "yaml"):
+        monkeypatch.setitem(sys.modules, name, None)  # importing it fails
+    assert launched().nodes
+
+
+@pytest.mark.parametrize("own", PROFILE_VARIABLES)
+def test_fast_dds_2_and_3_get_the_profile_where_the_site_has_none(launched, monkeypatch, own):
+    [other] = set(PROFILE_VARIABLES) - {own}
+    monkeypatch.setenv(own, "/site/profile.xml")
+    monkeypatch.delenv(other, raising=False)
+    profile = str(REPOSITORY / "config" / "fastdds.xml")
+    assert launched().environment == {own: "/site/profile.xml", other: profile}
+    assert Path(profile).is_file()
+
+
+def test_nodes_that_save_at_their_end_are_given_time_for_it(launched):
+    nodes = launched().nodes
+    for executable in ("fusion_node", "segmentation_node"):
+        assert float(nodes[executable]["sigterm_timeout"]) >= 60
 
 
 @pytest.mark.parametrize("executable", ["fusion_node", "segmentation_node", "player_node"])

@@ -19,6 +19,7 @@ import numpy as np
 from sensor_msgs.msg import PointCloud2
 from visualization_msgs.msg import MarkerArray
 
+from unscene_ros import DEFAULT_SEGMENTER
 from unscene_ros.instance_mesh import write_instance_mesh
 from unscene_ros.keyframes import KeyframeConfig, Keyframes
 from unscene_ros.latency import Latency
@@ -41,7 +42,7 @@ from unscene_ros.nodes.warm_up import sample_frames, sample_mesh
 from unscene_ros.pipeline import segment_mesh
 from unscene_ros.scene import InputError
 from unscene_ros.scene import Mesh as SceneMesh
-from unscene_ros.segmentation import DEFAULT_SEGMENTER, SegmentationConfig, load_segmenter
+from unscene_ros.segmentation import SegmentationConfig, load_segmenter
 from unscene_ros.srv import GetInstances
 from unscene_ros.storage import inside
 from unscene_ros.tracking import InstanceTracker, TrackingConfig

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from unscene_ros import DEFAULT_SEGMENTER
 from unscene_ros.evaluation import read_ground_truth
 from unscene_ros.nodes.conversions import mesh_from_msg
 from unscene_ros.nodes.demo.live_listener import MARKERS, LiveListener
@@ -30,7 +31,6 @@ from unscene_ros.pipeline import PipelineConfig
 from unscene_ros.provenance import provenance
 from unscene_ros.report import write_report
 from unscene_ros.scene import InputError
-from unscene_ros.segmentation import DEFAULT_SEGMENTER
 from unscene_ros.settings import settings_hash, to_dict
 from unscene_ros.storage import (
     MESH_FILE,
