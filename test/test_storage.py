@@ -4,7 +4,10 @@ import errno
 import json
 import logging
 import os
+import stat
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,7 @@ from unscene_ros.storage import (
     prepare_output_folder,
     read_mesh,
     save_prediction,
+    whole_file,
     write_mesh,
 )
 
@@ -280,6 +284,52 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
         write_mesh(tmp_path / "mesh.ply", random_mesh(20))
     assert (tmp_path / "mesh.ply").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["mesh.ply"]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypatch):
+    steps, fsync, replace = [], os.fsync, os.replace
+
+    def note_fsync(descriptor):
+        status = os.fstat(descriptor)
+        steps.append("folder" if stat.S_ISDIR(status.st_mode) else status.st_size)
+        fsync(descriptor)
+
+    def note_replace(*paths):
+        steps.append("replace")
+        replace(*paths)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "replace", note_replace)
+    with whole_file(tmp_path / "map.npz") as file:
+        file.write(b"four")
+    assert steps == [4, "replace", "folder"]
+
+
+KILLED_WRITER = """
+import os, signal, sys
+from pathlib import Path
+from unscene_ros.storage import whole_file
+
+with whole_file(Path(sys.argv[1])) as file:
+    file.write(b"begun")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_next_writer_removes_what_a_killed_one_left_and_nothing_else(tmp_path):
+    for name in ("map[1].npz", "map1.npz"):
+        subprocess.run([sys.executable, "-c", KILLED_WRITER, tmp_path / name])
+    assert len(list(tmp_path.iterdir())) == 2
+    with whole_file(tmp_path / "map[1].npz") as slow:
+        slow.write(b"slow")
+        slow.flush()
+        with whole_file(tmp_path / "map[1].npz") as quick:
+            quick.write(b"quick")
+        assert (tmp_path / "map[1].npz").read_bytes() == b"quick"
+    assert (tmp_path / "map[1].npz").read_bytes() == b"slow"
+    [other] = set(tmp_path.iterdir()) - {tmp_path / "map[1].npz"}
+    assert other.name.startswith(".map1.npz.") and other.read_bytes() == b"begun"
 
 
 @pytest.mark.parametrize(

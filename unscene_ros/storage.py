@@ -6,12 +6,14 @@ also when somebody made it to do harm: nothing in it is executed, nothing too la
 
 from __future__ import annotations
 
+import fcntl
+import glob
 import io
 import logging
 import math
 import os
+import secrets
 import tempfile
-import threading
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -70,19 +72,47 @@ def prepare_output_folder(path: Path) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes its name only when it is complete; raises InputError."""
+    """A file to write that takes its name only when it is complete and on the disk.
+
+    Removes what killed writers of the same file have left. Raises InputError.
+    """
+    path = Path(path)
     # A name of its own, so that two writers of one file do not mix.
-    writer = f"{os.getpid()}-{threading.get_ident()}"
-    part = Path(path).with_name(f".{Path(path).name}.{writer}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
+        _remove_left_over_parts(path)
         with part.open("wb") as file:
+            with suppress(OSError):  # not every file system has locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield file
-        os.replace(part, path)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut may leave the name without the content
+            os.replace(part, path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def _remove_left_over_parts(path: Path) -> None:
+    """Those that nobody has locked; an empty one may be about to be."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        with suppress(OSError), part.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(file.fileno()).st_size:
+                part.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes new names in it outlast a power cut, where its file system can."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def inside(folder: Path, name: str) -> Path:
