@@ -6,10 +6,11 @@ from small_scan import small_frames
 
 from unscene_ros.fusion import FusionConfig
 from unscene_ros.oversegmentation import OversegmentationConfig, oversegment
-from unscene_ros.pipeline import PipelineConfig, build_mesh, segment_mesh
-from unscene_ros.scene import InputError, Instances, Mesh
+from unscene_ros.pipeline import PipelineConfig, build_mesh, segment_mesh, track_instances
+from unscene_ros.scene import InputError, Instances, Mesh, Segments
 from unscene_ros.segmentation import load_segmenter
 from unscene_ros.settings import from_dict
+from unscene_ros.tracking import InstanceTracker
 
 
 class Remembering:
@@ -60,6 +61,21 @@ def test_keyframes_are_optional():
     segmenter = Remembering()
     segment_mesh(Mesh.empty(), segmenter)
     assert len(segmenter.given[2]) == 0
+
+
+def test_an_instance_inside_better_ones_is_no_object_and_takes_no_id():
+    vertices = np.float32([[0, 0, 0], [1, 0, 0], [2, 0, 0]])
+    mesh = Mesh(vertices, np.zeros((0, 3), np.int32), np.zeros((3, 3), np.uint8), vertices)
+    segments = Segments(np.arange(3, dtype=np.int32), np.zeros((0, 2), np.int32), 3)
+    masks = np.array([[1, 0, 0], [1, 1, 0], [0, 1, 1], [0, 0, 0]], bool)
+    scores, class_ids = np.float32([0.5, 0.9, 0.6, 0.8]), np.int32([3, 4, 5, 6])
+    found, tracker = Instances(masks, scores, class_ids), InstanceTracker()
+    for _ in range(2):
+        shown, track_ids = track_instances(mesh, segments, found, tracker)
+        assert shown.class_ids.tolist() == [4, 5] and track_ids.tolist() == [1, 2]
+        np.testing.assert_array_equal(shown.masks, masks[[1, 2]])
+    nothing, track_ids = track_instances(mesh, segments, Instances.empty(3), tracker)
+    assert len(nothing.masks) == len(track_ids) == 0
 
 
 def test_settings_differ_from_the_defaults_in_what_is_written_only():

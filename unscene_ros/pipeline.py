@@ -14,13 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from unscene_ros.fusion import FusionConfig, TsdfVolume
 from unscene_ros.keyframes import KeyframeConfig
 from unscene_ros.latency import Latency
 from unscene_ros.oversegmentation import oversegment
 from unscene_ros.scene import Frame, Instances, Mesh, Segments
 from unscene_ros.segmentation import SegmentationConfig, Segmenter
-from unscene_ros.tracking import TrackingConfig
+from unscene_ros.tracking import InstanceTracker, TrackingConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +60,26 @@ def segment_mesh(
     with latency.measure("segmentation"):
         instances = segmenter.segment(mesh, segments, keyframes)
     return segments, instances
+
+
+def track_instances(
+    mesh: Mesh,
+    segments: Segments,
+    instances: Instances,
+    tracker: InstanceTracker,
+    latency: Latency | None = None,
+) -> tuple[Instances, np.ndarray]:
+    """The instances that have a surface of their own, and their lasting ids (N,) int32.
+
+    Left out is what lies wholly under better-scored instances: on the map there is nothing of it
+    to be seen, nor to know it by again.
+    latency: gets the time of the tracking.
+    """
+    latency = latency or Latency()
+    owners = np.unique(instances.of_segment())
+    owners = owners[owners >= 0]
+    shown = Instances(
+        instances.masks[owners], instances.scores[owners], instances.class_ids[owners]
+    )
+    with latency.measure("tracking"):
+        return shown, tracker.update(mesh, segments, shown)

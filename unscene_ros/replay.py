@@ -26,7 +26,7 @@ from unscene_ros.evaluation import GroundTruth, evaluate, read_ground_truth
 from unscene_ros.fusion import TsdfVolume
 from unscene_ros.keyframes import Keyframes
 from unscene_ros.latency import Latency
-from unscene_ros.pipeline import PipelineConfig, segment_mesh
+from unscene_ros.pipeline import PipelineConfig, segment_mesh, track_instances
 from unscene_ros.provenance import peak_memory_mb, provenance
 from unscene_ros.quality_over_time import QualityOverTime
 from unscene_ros.recordings import Recording, RecordingTopics, open_recording
@@ -104,8 +104,9 @@ class _Run:
             segments, instances = segment_mesh(
                 mesh, self.segmenter, self.keyframes.frames, self.latency
             )
-            with self.latency.measure("tracking"):
-                track_ids = self.tracker.update(mesh, segments, instances)
+            instances, track_ids = track_instances(
+                mesh, segments, instances, self.tracker, self.latency
+            )
         except BaseException:
             write_mesh(output / MESH_FILE, mesh)
             raise
