@@ -103,8 +103,16 @@ def test_the_share_of_dropped_frames_is_of_the_recent_past_and_survives_a_new_be
         ),
         ({"recent": {"meshing": {"p95_ms": 10_500}}}, "warn", "meshing takes up to 10.5 s (p95)"),
         ({"recent": {"meshing": {"p95_ms": 61_000}}}, "error", "meshing takes up to 61.0 s (p95)"),
-        ({"segmentation": {"age_s": 31.0}}, "warn", "the last segmentation is 31 s old"),
-        ({"segmentation": {"age_s": 121.0}}, "error", "the last segmentation is 121 s old"),
+        (
+            {"segmentation": {"age_s": 31.0}},
+            "warn",
+            "no map was segmented for 31 s, though new ones came",
+        ),
+        (
+            {"segmentation": {"age_s": 121.0}},
+            "error",
+            "no map was segmented for 121 s, though new ones came",
+        ),
         (
             {"memory_mb": {"gpu_free": 40.0, "gpu_total": 1000.0}},
             "warn",
@@ -149,3 +157,14 @@ def test_memory_of_a_gpu_is_told_only_where_torch_has_used_one(monkeypatch):
     assert set(memory_mb()) == {"peak"}
     monkeypatch.delitem(sys.modules, "torch")
     assert set(memory_mb()) == {"peak"}
+
+
+def test_a_gpu_that_does_not_answer_is_an_error_that_says_what_to_do(monkeypatch):
+    def fails():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    lost = SimpleNamespace(is_initialized=lambda: True, mem_get_info=fails)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=lost))
+    [problem] = exceeded({"memory_mb": memory_mb()}, DiagnosticsConfig())
+    assert problem.level == "error"
+    assert "start it again" in problem.text and "network.device to cpu" in problem.text

@@ -22,6 +22,10 @@ from unscene_ros.settings import check_ranges, within
 
 Level = Literal["warn", "error"]
 LEVELS = {"warn": DiagnosticStatus.WARN, "error": DiagnosticStatus.ERROR}
+GPU_LOST = (
+    "the GPU refuses this process, as it does after a fault of CUDA: end this node and start it "
+    "again; where that recurs, set segmentation.network.device to cpu and look for Xid in dmesg"
+)
 
 
 class Problem(NamedTuple):
@@ -41,8 +45,8 @@ class DiagnosticsConfig:
     max_drop_share: float = within(0.5, 0.0, 1.0)  # ERROR when more of the frames were dropped
     warn_latency_s: float = within(10.0, 0.001)  # WARN when the p95 of a stage is longer
     error_latency_s: float = within(60.0, 0.001)  # ERROR when the p95 of a stage is longer
-    warn_segmentation_age_s: float = within(30.0, 0.1)  # WARN when none is newer
-    error_segmentation_age_s: float = within(120.0, 0.1)  # ERROR when none is newer
+    warn_segmentation_age_s: float = within(30.0, 0.1)  # WARN when a map waits so long for one
+    error_segmentation_age_s: float = within(120.0, 0.1)  # ERROR when a map waits so long
     # WARN when a larger part of the GPU's memory is taken, by anyone.
     max_gpu_memory_share: float = within(0.95, 0.0, 1.0)
 
@@ -120,9 +124,11 @@ def exceeded(figures: Mapping[str, Any], config: DiagnosticsConfig) -> Iterator[
             yield Problem(_level(p95_s, config.error_latency_s), text)
     age_s = figures.get("segmentation", {}).get("age_s", 0.0)
     if age_s > config.warn_segmentation_age_s:
-        text = f"the last segmentation is {age_s:.0f} s old"
+        text = f"no map was segmented for {age_s:.0f} s, though new ones came"
         yield Problem(_level(age_s, config.error_segmentation_age_s), text)
     memory = figures.get("memory_mb", {})
+    if memory.get("gpu_lost"):
+        yield Problem("error", GPU_LOST)
     taken = 1 - memory["gpu_free"] / memory["gpu_total"] if "gpu_total" in memory else 0.0
     if taken > config.max_gpu_memory_share:
         yield Problem("warn", f"{taken:.0%} of the GPU's {memory['gpu_total']:.0f} MB are taken")
@@ -135,12 +141,16 @@ def _level(value: float, error_above: float) -> Level:
 def memory_mb() -> dict[str, float]:
     """The most memory this process has held and, where it computes on a GPU, what it holds there.
 
-    torch is asked only where somebody else has imported and used it.
+    torch is asked only where somebody else has imported and used it; `gpu_lost` says that the GPU
+    does not answer.
     """
     figures = {"peak": peak_memory_mb()}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
-        free, total = torch.cuda.mem_get_info()
+        try:
+            free, total = torch.cuda.mem_get_info()
+        except RuntimeError:  # after a fault on the GPU every call of CUDA fails in this process
+            return figures | {"gpu_lost": 1.0}
         held, most = torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated()
         names = ("gpu", "gpu_peak", "gpu_free", "gpu_total")
         figures |= dict(zip(names, (n / 1e6 for n in (held, most, free, total)), strict=True))
