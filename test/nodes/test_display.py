@@ -37,7 +37,7 @@ def rgb_of(marker):
 
 
 def test_each_instance_gets_a_box_and_a_label_with_its_id():
-    markers = display.instances_to_markers(instances(3, 8), [], start_over=False).markers
+    markers = display.instances_to_markers(instances(3, 8), []).markers[1:]
     assert [(m.ns, m.id, m.type) for m in markers] == [
         ("box", 3, Marker.CUBE),
         ("label", 3, Marker.TEXT_VIEW_FACING),
@@ -57,27 +57,28 @@ def test_each_instance_gets_a_box_and_a_label_with_its_id():
 def test_a_label_has_the_name_and_the_colour_of_a_known_class():
     chair = instance(3, class_id=4, class_name="chair")
     message = InstanceArray(header=HEADER, instances=[chair])
-    label = display.instances_to_markers(message, [], start_over=False).markers[1]
+    label = display.instances_to_markers(message, []).markers[-1]
     assert label.text == "#3  chair  2.0×1.0×0.5 m  0.75"
     assert rgb_of(label) == class_colors(np.array([4]))[0].tolist()
 
 
 def test_vanished_instances_are_deleted_by_their_ids():
-    markers = display.instances_to_markers(instances(), [4], start_over=False).markers
+    markers = display.instances_to_markers(instances(), [4]).markers[1:]
     assert [(m.ns, m.id, m.action) for m in markers] == [
         ("box", 4, Marker.DELETE),
         ("label", 4, Marker.DELETE),
     ]
 
 
-def test_starting_over_deletes_everything_before_anything_is_added():
-    markers = display.instances_to_markers(instances(1), [], start_over=True).markers
+def test_every_array_deletes_everything_before_anything_is_added():
+    markers = display.instances_to_markers(instances(1), []).markers
     assert [m.action for m in markers] == [Marker.DELETEALL, Marker.ADD, Marker.ADD]
 
 
 def test_a_flat_instance_still_has_a_box_with_volume():
     message = InstanceArray(header=HEADER, instances=[instance(1, height=0.0)])
-    assert display.instances_to_markers(message, [], start_over=False).markers[0].scale.z > 0
+    box = display.instances_to_markers(message, []).markers[1]
+    assert box.ns == "box" and box.scale.z > 0
 
 
 def test_the_cloud_holds_position_colour_class_id_and_score_of_every_vertex():

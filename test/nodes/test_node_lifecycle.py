@@ -1,6 +1,7 @@
 """Both nodes through their lifecycle, with pictures and maps before and after."""
 
 import gc
+import sys
 import threading
 import weakref
 
@@ -12,9 +13,10 @@ from test_fusion_node import QUICK, Receiver, dropped, frames
 from test_segmentation_node import EverySegment, Other, tiles
 
 from unscene_ros.fusion import FusionConfig
-from unscene_ros.nodes import segmentation_node
+from unscene_ros.nodes import conversions, segmentation_node
 from unscene_ros.nodes.fusion_node import FusionNode
 from unscene_ros.nodes.segmentation_node import SegmentationNode
+from unscene_ros.nodes.warm_up import sample_frames
 from unscene_ros.segmentation import load_segmenter
 
 SUCCESS = TransitionCallbackReturn.SUCCESS
@@ -241,6 +243,67 @@ def test_the_segmenter_is_freed_on_deactivate_and_loaded_again(ros, monkeypatch)
     assert len(loaded) == 2
 
 
+def test_maps_and_keyframes_are_gone_after_cleanup(ros, monkeypatch):
+    monkeypatch.setattr(segmentation_node, "load_segmenter", lambda *_, **__: EverySegment())
+    stage = Segmenting(ros)
+    stage.activate()
+    keyframe = conversions.keyframe_to_msg(sample_frames()[0], "odom", "kitchen")
+    stage.other.keyframe_publisher.publish(keyframe)
+    ros.spin_until(lambda: stage.node._keyframes[1].frames)
+    stage.other.send(tiles(0), revision=1)
+    ros.spin_until(lambda: stage.other.clouds and stage.node._segmented)
+    held = stage.node._newest_result[0].vertices, stage.node._keyframes[1].frames[0].depth
+    alive = [weakref.ref(array) for array in held]
+    del held
+    stage.node.trigger_deactivate()
+    assert all(array() is not None for array in alive)
+    assert stage.node.trigger_cleanup() == SUCCESS
+    ros.spin_for(0.1)  # the executor lets go of its timers
+    gc.collect()
+    assert [array() for array in alive] == [None, None]
+    assert stage.node.trigger_configure() == SUCCESS
+    stage.activate()
+    ros.spin_until(lambda: len(stage.other.arrays) == 2)  # the newest map is latched
+
+
+class FakeTorch:
+    """As much of torch as is asked to give memory back."""
+
+    def __init__(self):
+        self.cuda, self.emptied = self, []
+
+    def is_initialized(self):
+        return True
+
+    def mem_get_info(self):
+        return 1, 2
+
+    def memory_allocated(self):
+        return 0
+
+    def max_memory_allocated(self):
+        return 0
+
+    def empty_cache(self):
+        self.emptied.append(threading.current_thread().name)
+
+
+def test_a_broken_gpu_does_not_keep_a_node_from_being_deactivated(ros, monkeypatch, capfd):
+    monkeypatch.setattr(segmentation_node, "load_segmenter", lambda *_, **__: EverySegment())
+    torch = FakeTorch()
+    stage = Segmenting(ros)
+    stage.activate()
+
+    def fails():
+        raise RuntimeError("CUDA error: unspecified launch failure")
+
+    monkeypatch.setattr(torch, "empty_cache", fails)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    assert stage.node.trigger_deactivate() == SUCCESS
+    assert stage.node.state == "inactive"
+    assert "start it again" in capfd.readouterr().err
+
+
 def test_a_segmenter_that_failed_is_not_kept_by_its_error(ros, monkeypatch):
     loaded = []
 
@@ -271,7 +334,10 @@ def test_results_of_a_segmenter_that_was_freed_meanwhile_are_not_shown(ros, monk
     stage.other.send(tiles(0), revision=1)
     ros.spin_until(lambda: slow.started.acquire(blocking=False))
     thread = stage.node._worker._thread
+    torch = FakeTorch()
+    monkeypatch.setitem(sys.modules, "torch", torch)
     stage.node.trigger_deactivate()
+    assert torch.emptied == ["MainThread"]
     stage.other.send(tiles(0), revision=2)
     stage.activate()
     ros.spin_until(lambda: stage.other.arrays)
@@ -279,6 +345,7 @@ def test_results_of_a_segmenter_that_was_freed_meanwhile_are_not_shown(ros, monk
     thread.join(5)
     ros.spin_for(0.2)
     assert [array.map_revision for array in stage.other.arrays] == [2]
+    assert torch.emptied == ["MainThread", "segmentation"]
 
 
 def test_without_its_checkpoint_the_node_stays_inactive_until_it_is_given_one(

@@ -173,6 +173,15 @@ def test_ids_that_cannot_be_read_begin_anew_and_the_log_says_why(start, tmp_path
     assert capfd.readouterr().err.count("get new ids") == 1
 
 
+def test_ids_are_kept_of_the_newest_maps_only(start, tmp_path, monkeypatch):
+    monkeypatch.setattr(segmentation_node, "MAX_TRACKS_FILES", 2)
+    stage = start(f"map_folder:={tmp_path}")
+    for map_id in ("hall", "kitchen", "hall", "attic"):
+        stage.segment(tiles(0), revision=1, map_id=map_id)
+    stage.ros.stop()
+    assert {path.name for path in tmp_path.iterdir()} == {"hall.tracks.npz", "attic.tracks.npz"}
+
+
 def test_a_map_id_that_is_no_file_name_leads_nowhere(start, tmp_path):
     folder = tmp_path / "maps"
     stage = start(f"map_folder:={folder}")

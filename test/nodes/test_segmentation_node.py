@@ -146,12 +146,45 @@ def test_ids_last_and_what_vanished_is_deleted(ros, start):
     assert ids_of(third) == ids_of(second) - gone
 
 
-def test_another_map_clears_what_was_shown(ros, start):
+def test_every_array_clears_what_a_viewer_that_missed_one_still_shows(ros, start):
     _, other = start()
     for count, (revision, map_id) in enumerate(((5, "a"), (1, "a"), (2, "b")), start=1):
         other.send(tiles(0), revision, map_id)
         ros.spin_until(lambda count=count: len(other.markers) == count)
-    assert [m.markers[0].action == Marker.DELETEALL for m in other.markers] == [True, False, True]
+    assert {m.markers[0].action for m in other.markers} == {Marker.DELETEALL}
+
+
+def test_a_slow_subscriber_is_told_of_everything_that_is_gone(ros, start):
+    _, other = start()
+    for revision, mesh in enumerate((tiles(0, 3, 6), tiles(0, 6), tiles(0)), start=1):
+        other.send(mesh, revision)
+        ros.spin_until(lambda revision=revision: len(other.clouds) == revision)
+    late, got = ros.add(Node("late")), []
+    topic = "/segmentation_node/instance_array"
+    late.create_subscription(InstanceArray, topic, got.append, qos.INSTANCES)
+    ros.spin_until(lambda: len(got) == 3)
+    assert [list(array.gone_ids) for array in got] == [[], [2], [3]]
+
+
+def test_an_instance_inside_a_better_one_is_not_told(ros, start, segmenter, monkeypatch):
+    find_all = segmenter.segment
+
+    def find_all_and_everything(mesh, segments, keyframes=()):
+        found = find_all(mesh, segments, keyframes)
+        return Instances(
+            np.concatenate([found.masks, np.ones_like(found.masks[:1])]),
+            np.append(found.scores, np.float32(0.25)),
+            np.append(found.class_ids, np.int32(-1)),
+        )
+
+    monkeypatch.setattr(segmenter, "segment", find_all_and_everything)
+    _, other = start()
+    for revision in (1, 2):
+        other.send(tiles(0, 3), revision)
+        ros.spin_until(lambda revision=revision: len(other.markers) == revision)
+    for array, markers in zip(other.arrays, other.markers, strict=True):
+        assert [instance.id for instance in array.instances] == [1, 2]
+        assert ids_of(markers) == {1, 2}
 
 
 def test_while_it_segments_only_the_newest_map_waits(ros, start, segmenter):
@@ -192,8 +225,8 @@ def test_keyframes_reach_the_segmenter_and_a_broken_one_does_not(ros, start, seg
     shifted = frame.world_from_camera.copy()
     shifted[0, 3] = 2.0
     for each in (frame, dataclasses.replace(frame, world_from_camera=shifted)):
-        other.keyframe_publisher.publish(conversions.keyframe_to_msg(each, "odom"))
-    broken = conversions.keyframe_to_msg(frame, "odom")
+        other.keyframe_publisher.publish(conversions.keyframe_to_msg(each, "odom", "kitchen"))
+    broken = conversions.keyframe_to_msg(frame, "odom", "kitchen")
     broken.color = broken.color[:10]
     other.keyframe_publisher.publish(broken)
     ros.spin_until(lambda: node.drops.counts == {"unusable keyframe": 1})
@@ -213,6 +246,42 @@ def test_keyframes_of_another_map_take_the_place_of_those_before(ros, start, seg
     other.send(tiles(0), revision=1)
     ros.spin_until(lambda: other.arrays)
     assert segmenter.keyframe_counts == [1]
+
+
+def test_a_map_is_not_segmented_with_the_keyframes_of_another(ros, start, segmenter):
+    node, other = start()
+    frame = sample_frames()[0]
+    other.keyframe_publisher.publish(conversions.keyframe_to_msg(frame, "odom", "hall"))
+    ros.spin_until(lambda: node._keyframes[1].frames)
+    for count, map_id in enumerate(("kitchen", "hall"), start=1):
+        other.send(tiles(0), count, map_id)
+        ros.spin_until(lambda count=count: len(other.arrays) == count)
+    assert segmenter.keyframe_counts == [0, 1]
+
+
+def test_the_age_is_that_of_the_oldest_map_that_waits(ros, start, segmenter):
+    node, other = start()
+
+    def age_s():
+        return node._figures().get("segmentation", {}).get("age_s")
+
+    ros.spin_for(0.3)
+    assert age_s() is None
+    segmenter.failure = RuntimeError("cannot")
+    for revision in (1, 2):
+        other.send(tiles(0), revision)
+        ros.spin_until(lambda revision=revision: node.drops.counts == {"map failed": revision})
+        ros.spin_for(0.2)
+    assert 0.4 < age_s() < 10
+    segmenter.failure = None
+    other.send(tiles(0), revision=3)
+    ros.spin_until(lambda: node.maps["segmented"] and age_s() is None)
+    ros.spin_for(0.5)  # nothing new: the result does not age
+    segmenter.go_on.clear()
+    other.send(tiles(0), revision=4)
+    ros.spin_until(age_s)
+    assert age_s() < 0.5
+    segmenter.go_on.set()
 
 
 def test_a_network_runs_in_the_node_and_is_told_of(ros, tmp_path, capfd):

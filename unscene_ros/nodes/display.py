@@ -37,16 +37,16 @@ _CLOUD_FIELDS = {
 CLOUD_POINT = np.dtype([(name, kind) for name, (kind, _) in _CLOUD_FIELDS.items()])
 
 
-def instances_to_markers(
-    message: InstanceArray, gone_ids: Iterable[int], start_over: bool
-) -> MarkerArray:
+def instances_to_markers(message: InstanceArray, gone_ids: Iterable[int]) -> MarkerArray:
     """A box and a label for each instance, in namespaces `box` and `label`, with its id.
 
     Boxes have the instance's colour, labels that of its class, white when this is unknown.
-    `gone_ids` are deleted; `start_over` deletes everything that was ever shown first.
+    Everything shown before is deleted first, and `gone_ids` by name for those who follow ids.
     """
     header = message.header
-    markers = [Marker(header=header, action=Marker.DELETEALL)] if start_over else []
+    # Who missed an array is right again with the next. Viewers take an array in one piece, so that
+    # nothing flickers.
+    markers = [Marker(header=header, action=Marker.DELETEALL)]
     for instance_id in gone_ids:
         markers += [
             Marker(header=header, ns=ns, id=instance_id, action=Marker.DELETE)

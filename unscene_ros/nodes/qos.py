@@ -24,6 +24,7 @@ def latched(depth: int) -> QoSProfile:
 
 
 MAP = latched(1)
+INSTANCES = latched(10)  # what is gone is told once, so that none may be missed
 TRANSFORMS = reliable(100)
 STATIC_TRANSFORMS = latched(100)
 CLOCK = reliable(1)
@@ -32,6 +33,7 @@ DIAGNOSTICS = reliable(10)
 __all__ = [
     "CLOCK",
     "DIAGNOSTICS",
+    "INSTANCES",
     "MAP",
     "SENSOR",
     "STATIC_TRANSFORMS",

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from unscene_ros.nodes import conversions, display, qos
 from unscene_ros.nodes.background_services import BackgroundServices
 from unscene_ros.nodes.detections import DetectionPublisher
 from unscene_ros.nodes.diagnostics import (
+    GPU_LOST,
     Diagnostics,
     DiagnosticsConfig,
     Problem,
@@ -39,7 +40,7 @@ from unscene_ros.nodes.managed import ManagedNode
 from unscene_ros.nodes.newest_worker import NewestWorker
 from unscene_ros.nodes.run import run
 from unscene_ros.nodes.warm_up import sample_frames, sample_mesh
-from unscene_ros.pipeline import segment_mesh
+from unscene_ros.pipeline import segment_mesh, track_instances
 from unscene_ros.scene import InputError
 from unscene_ros.scene import Mesh as SceneMesh
 from unscene_ros.segmentation import SegmentationConfig, load_segmenter
@@ -48,6 +49,8 @@ from unscene_ros.storage import inside
 from unscene_ros.tracking import InstanceTracker, TrackingConfig
 
 DIAGNOSTICS_PERIOD_S = 1.0
+TRACKS_ENDING = ".tracks.npz"
+MAX_TRACKS_FILES = 100  # a map that is begun anew with every start must not fill the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,6 @@ class SegmentationNode(ManagedNode):
         self.drops = DropLog(self.get_logger().warning)
         self._latency = Latency()
         self.maps: Counter[str] = Counter()
-        self._segmented_at_s = 0.0
         self._segmenter: Any = None  # while active
         self._diagnostics = Diagnostics(
             self, DIAGNOSTICS_PERIOD_S, self._figures, self._problems, self.config.diagnostics
@@ -87,15 +89,18 @@ class SegmentationNode(ManagedNode):
 
     def configure(self, undo: ExitStack) -> None:
         config: SegmentationNodeConfig = self.config
-        self._keyframes = Keyframes(config.keyframes)
-        self._keyframes_map_id = ""
+        undo.callback(self._forget_maps)
+        self._keyframes = "", Keyframes(config.keyframes)  # of which map they are
         self._tracker = InstanceTracker(config.tracking)
         self._newest: Mesh | None = None
         self._segmented: Mesh | None = None
         self._known = KnownObjects()
         self._newest_result: tuple[SceneMesh, InstanceArray] | None = None
+        self._segmented_at_s = 0.0
         self._shown_ids: set[int] = set()
-        self._array_publisher = self.publish_on(undo, InstanceArray, "~/instance_array", qos.MAP)
+        self._array_publisher = self.publish_on(
+            undo, InstanceArray, "~/instance_array", qos.INSTANCES
+        )
         self._marker_publisher = self.publish_on(undo, MarkerArray, "~/instance_markers", qos.MAP)
         self._cloud_publisher = self.publish_on(undo, PointCloud2, "~/labelled_cloud", qos.MAP)
         self._detections = DetectionPublisher(self, undo)
@@ -106,12 +111,20 @@ class SegmentationNode(ManagedNode):
         service = self.create_service(GetInstances, "~/get_instances", self._on_get_instances)
         undo.callback(self.destroy_service, service)
 
+    def _forget_maps(self) -> None:
+        """Meshes and pictures take what others could use while this node does nothing."""
+        for name in (
+            "_keyframes", "_tracker", "_newest", "_segmented", "_known", "_newest_result",
+        ):  # fmt: skip
+            vars(self).pop(name, None)
+
     def apply(self, config: SegmentationNodeConfig) -> None:
         self._diagnostics.config = config.diagnostics
 
     def activate(self, undo: ExitStack) -> None:
         config: SegmentationNodeConfig = self.config
         undo.callback(self._free_segmenter)
+        self._behind_since_s = time.monotonic()
         try:
             self._segmenter = load_segmenter(config.checkpoint, config.segmentation)
             self._warm_up()
@@ -146,22 +159,32 @@ class SegmentationNode(ManagedNode):
 
     def _free_segmenter(self) -> None:
         self._segmenter = None
+        self._return_gpu_memory()
+
+    def _return_gpu_memory(self) -> None:
+        """What torch keeps for tensors to come goes back to all who compute on the GPU."""
         gc.collect()
         torch = sys.modules.get("torch")
         if torch is not None and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+            try:
+                torch.cuda.empty_cache()
+            except RuntimeError as error:
+                self.get_logger().error(f"{GPU_LOST} ({error})")
 
     def _on_keyframe(self, message: Keyframe) -> None:
-        if message.map_id != self._keyframes_map_id:
-            self._keyframes = Keyframes(self.config.keyframes)
-            self._keyframes_map_id = message.map_id
+        map_id, keyframes = self._keyframes
+        if message.map_id != map_id:
+            keyframes = Keyframes(self.config.keyframes)
+            self._keyframes = message.map_id, keyframes
         # Choosing again among what the fusion node chose, by the same rule, gives the same set.
         try:
-            self._keyframes.offer(conversions.keyframe_from_msg(message))
+            keyframes.offer(conversions.keyframe_from_msg(message))
         except InputError as error:
             self.drops.add("unusable keyframe", str(error))
 
     def _on_mesh(self, message: Mesh) -> None:
+        if self._newest is self._segmented or not self.config.automatic:
+            self._behind_since_s = time.monotonic()  # until now there was nothing to do
         self._newest = message
         if self.config.automatic:
             self._worker.submit(message)
@@ -172,16 +195,19 @@ class SegmentationNode(ManagedNode):
         mesh = conversions.mesh_from_msg(message)
         if message.map_id != self._tracker.map_id:
             self._begin_map(message.map_id)
-        keyframes = list(self._keyframes.frames)
-        segments, instances = segment_mesh(mesh, segmenter, keyframes, self._latency)
-        if self._segmenter is not segmenter:
-            return  # deactivated meanwhile, and perhaps others work again
-        with self._latency.measure("tracking"):
-            track_ids = self._tracker.update(mesh, segments, instances)
-            gone = self._tracker.vanished
+        map_id, keyframes = self._keyframes
+        frames = list(keyframes.frames) if map_id == message.map_id else []
+        segments, instances = segment_mesh(mesh, segmenter, frames, self._latency)
+        if self._segmenter is not segmenter:  # deactivated meanwhile, and perhaps others work again
+            del segmenter
+            self._return_gpu_memory()
+            return
+        instances, track_ids = track_instances(
+            mesh, segments, instances, self._tracker, self._latency
+        )
         with self._latency.measure("publishing"):
             array = conversions.instances_to_msg(
-                message, mesh, segments, instances, track_ids, gone
+                message, mesh, segments, instances, track_ids, self._tracker.vanished
             )
             self._publish(mesh, array)
         self._segmented = message
@@ -203,18 +229,16 @@ class SegmentationNode(ManagedNode):
     def _tracks_path(self) -> Path | None:
         """Where the ids of this map's objects are kept, under whatever name it is saved."""
         folder, map_id = self._background.folder, self._tracker.map_id
-        return inside(folder, f"{map_id}.tracks.npz") if folder and map_id else None
+        return inside(folder, map_id + TRACKS_ENDING) if folder and map_id else None
 
     def _publish(self, mesh: SceneMesh, array: InstanceArray) -> None:
-        shown = self._newest_result
-        start_over = shown is None or shown[1].map_id != array.map_id
         ids = {instance.id for instance in array.instances}
         hidden = sorted(self._shown_ids - ids)
         self._shown_ids = ids
         self._known.update(array)
         self._newest_result = mesh, array
         self._array_publisher.publish(array)
-        self._marker_publisher.publish(display.instances_to_markers(array, hidden, start_over))
+        self._marker_publisher.publish(display.instances_to_markers(array, hidden))
         self._cloud_publisher.publish(display.labelled_cloud_to_msg(mesh, array))
         self._detections.publish(array)
         self.maps.update(["segmented"])
@@ -228,6 +252,7 @@ class SegmentationNode(ManagedNode):
                 self._tracker.save(path)
             except InputError as error:
                 self.drops.warn("ids are not saved", str(error))
+            _remove_oldest_tracks(path.parent)
 
     # Services.
 
@@ -273,11 +298,11 @@ class SegmentationNode(ManagedNode):
             "memory_mb": memory_mb(),
         }
         if self._newest_result:
-            age_s = time.monotonic() - self._segmented_at_s
-            figures["instances"]["age_s"] = age_s
-            # Without a newer map there is nothing to do, however old the last result is.
-            if self.config.automatic and self._newest is not self._segmented:
-                figures["segmentation"] = {"age_s": age_s}
+            figures["instances"]["age_s"] = time.monotonic() - self._segmented_at_s
+        # Without a newer map there is nothing to do, however old the last result is.
+        if self.state == "active" and self.config.automatic and self._newest is not self._segmented:
+            since_s = max(self._behind_since_s, self._segmented_at_s)
+            figures["segmentation"] = {"age_s": time.monotonic() - since_s}
         return figures
 
     def _problems(self) -> Iterator[Problem]:
@@ -292,6 +317,13 @@ class SegmentationNode(ManagedNode):
         if not self.count_publishers(self._map_topic):
             nobody = f"nobody publishes '{self._map_topic}'"
             yield Problem("error", f"{nobody}: is the fusion node running, or has it ended?")
+
+
+def _remove_oldest_tracks(folder: Path) -> None:
+    with suppress(OSError):  # what cannot be removed takes some disk, no more
+        files = sorted(folder.glob(f"*{TRACKS_ENDING}"), key=lambda file: file.stat().st_mtime)
+        for file in files[:-MAX_TRACKS_FILES]:
+            file.unlink()
 
 
 def _is_out_of_memory(error: Exception) -> bool:
