@@ -40,7 +40,7 @@ class Receiver(Node):
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
 
     def watch_markers(self):
-        self.create_subscription(
+        return self.create_subscription(
             MarkerArray, "/fusion_node/mesh_markers", self.markers.append, qos.reliable(10)
         )
 
@@ -112,6 +112,23 @@ def test_a_viewer_gets_the_mesh_as_markers_and_then_only_changes(ros, start):
     assert triangles == len(receiver.meshes[-1].faces) // 3
     ros.spin_for(0.3)
     assert len(receiver.markers) == 1
+
+
+def test_a_viewer_that_left_and_came_back_gets_the_whole_map_although_nothing_changed(ros, start):
+    _, camera, receiver = start()
+    view = receiver.watch_markers()
+    for frame in frames(4):
+        camera.send(frame)
+    ros.spin_until(lambda: receiver.markers)
+    ros.spin_for(0.3)  # until all of the map has come
+    receiver.markers.clear()
+    receiver.destroy_subscription(view)
+    receiver.watch_markers()  # before the node can see that nobody was there
+    ros.spin_until(lambda: receiver.markers)
+    again = receiver.markers[0].markers
+    assert again[0].action == Marker.DELETEALL
+    triangles = sum(len(marker.points) // 3 for marker in again)
+    assert triangles == len(receiver.meshes[-1].faces) // 3
 
 
 def test_the_newest_map_is_published_although_no_more_frames_come(ros, start):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 from visualization_msgs.msg import MarkerArray
 
@@ -15,6 +15,17 @@ from unscene_ros.nodes.managed import ManagedNode
 from unscene_ros.nodes.mesh_chunks import MeshChunks
 from unscene_ros.nodes.newest_worker import NewestWorker
 from unscene_ros.scene import Mesh
+
+
+class _Viewers(NamedTuple):
+    """Who is subscribed, by ids that nobody gets again, and how many of them a message reaches."""
+
+    ids: frozenset[tuple[int, ...]] = frozenset()
+    reached: int = 0
+
+    def lack_what_was_sent_to(self, earlier: _Viewers) -> bool:
+        """Whether somebody joined; an id may be known some time before messages reach it."""
+        return bool(self.ids - earlier.ids) or self.reached > earlier.reached
 
 
 class MapPublisher:
@@ -38,7 +49,7 @@ class MapPublisher:
         self._published = MapState(Mesh.empty(), "", 0, 0, 0)
         self._header = conversions.make_header(world_frame, 0)
         self._chunks = MeshChunks()
-        self._viewers = 0
+        self._served = _Viewers()
         self._takers: set[str] = set()
         self._mesh_publisher = node.publish_on(undo, MeshMsg, "~/mesh", qos.MAP)
         self._marker_publisher = node.publish_on(
@@ -81,8 +92,16 @@ class MapPublisher:
 
     @property
     def _viewers_lack_something(self) -> bool:
-        viewers = self._marker_publisher.get_subscription_count()
-        return viewers > self._viewers or bool(viewers and self._chunks.remaining)
+        viewers = self._viewers()
+        return viewers.lack_what_was_sent_to(self._served) or bool(
+            viewers.reached and self._chunks.remaining
+        )
+
+    def _viewers(self) -> _Viewers:
+        publisher = self._marker_publisher
+        ends = self._node.get_subscriptions_info_by_topic(publisher.topic_name)
+        ids = frozenset(tuple(end.endpoint_gid) for end in ends)
+        return _Viewers(ids, publisher.get_subscription_count())
 
     def _update(self, _: None) -> None:
         if self._is_old:
@@ -100,10 +119,10 @@ class MapPublisher:
 
     def _publish_markers(self) -> None:
         """Sends what changed, and everything when a viewer has joined."""
-        viewers = self._marker_publisher.get_subscription_count()
-        joined = viewers > self._viewers
-        self._viewers = viewers
-        if not viewers:
+        viewers = self._viewers()
+        joined = viewers.lack_what_was_sent_to(self._served)
+        self._served = viewers
+        if not viewers.reached:
             return
         if joined:
             self._chunks = MeshChunks()
