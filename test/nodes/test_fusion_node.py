@@ -84,6 +84,19 @@ def test_pictures_and_tf_become_a_mesh_where_the_wall_is(ros, start, compressed)
     assert dropped(node) == {}
 
 
+@pytest.mark.parametrize("compressed", [False, True], ids=["raw", "compressed"])
+def test_a_camera_that_ends_can_be_followed_by_one_of_the_other_transport(ros, start, compressed):
+    node, camera, _ = start(compressed=compressed)
+    camera.send(frames(1)[0])
+    ros.spin_until(lambda: node.live_map.frames_used == 1)
+    for publisher in list(camera.publishers):
+        camera.destroy_publisher(publisher)
+    other = ros.add(Camera(not compressed))
+    ros.spin_until(other.is_connected)
+    other.send(frames(1, start=2)[0])
+    ros.spin_until(lambda: node.live_map.frames_used == 2)
+
+
 def test_keyframes_travel_and_late_subscribers_get_map_and_keyframes(ros, start):
     _, camera, receiver = start()
     for frame in frames(4):

@@ -50,8 +50,9 @@ class Arrivals:
 class PictureTopic:
     """Subscribes to `<kind>/image` and `<kind>/camera_info` for a kind of "rgb" or "depth".
 
-    Transport "auto" takes the raw topic, or the compressed one where only that is published:
-    subscribing to both would make a camera driver compress for nothing.
+    Transport "auto" takes the raw topic, and changes over between it and the compressed one when
+    only the other is published: subscribing to both would make a camera driver compress for
+    nothing.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class PictureTopic:
         self._subscription = self._subscribe(compressed=transport == "compressed")
         self._look_timer = node.create_timer(
             LOOK_FOR_PUBLISHERS_S,
-            self._look_for_compressed,
+            self._take_what_is_published,
             clock=Clock(clock_type=ClockType.STEADY_TIME),
         )
         if transport != "auto":
@@ -127,15 +128,14 @@ class PictureTopic:
         topic = self._compressed_topic if compressed else self.topic
         return self._node.create_subscription(message_type, topic, self._take_image, self._qos)
 
-    def _look_for_compressed(self) -> None:
-        """Changes over to the compressed topic when it is the only one that is published."""
-        raw = self._node.count_publishers(self.topic)
-        compressed = self._node.count_publishers(self._compressed_topic)
-        if not raw and compressed:
+    def _take_what_is_published(self) -> None:
+        """Changes over to the other topic when it is the only one that is published."""
+        is_raw = self.subscribed_topic == self.topic
+        other = self._compressed_topic if is_raw else self.topic
+        count = self._node.count_publishers
+        if count(other) and not count(self.subscribed_topic):
             self._node.destroy_subscription(self._subscription)
-            self._subscription = self._subscribe(compressed=True)
-        if raw or compressed:
-            self._look_timer.cancel()
+            self._subscription = self._subscribe(compressed=is_raw)
 
     def _take_info(self, message: CameraInfo) -> None:
         self.infos.add(message.header)
