@@ -193,9 +193,31 @@ def test_a_trajectory_that_cannot_be_read_leaves_the_scan_without_frames(
 
 
 def test_a_scene_without_frames_is_a_mesh(scene, tmp_path):
-    (scene / "lowres_wide.traj").unlink()
-    code, scan, _ = imported(tmp_path)
+    for path in scene.glob("lowres*"):
+        path.rename(tmp_path / path.name)
+    code, scan, report = imported(tmp_path)
     assert code == 0 and not scan.has_frames() and len(scan.mesh().vertices)
+    assert report.problems == []
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        (["lowres_wide.traj"], "no frames: lowres_wide.traj missing"),
+        (["lowres_depth"], "no frames: lowres_depth missing"),
+        (["lowres_wide"], "no frames: vga_wide or lowres_wide missing"),
+        (["lowres_wide", "lowres_depth"], "lowres_depth and vga_wide or lowres_wide missing"),
+    ],
+)
+def test_what_is_missing_of_the_frames_is_told(scene, tmp_path, capsys, gone, message):
+    for name in gone:
+        (scene / name).rename(tmp_path / name)
+    code, scan, _ = imported(tmp_path)
+    assert code == 1 and message in capsys.readouterr().err
+    assert not scan.has_frames() and len(scan.mesh().vertices)
+    for name in gone:
+        (tmp_path / name).rename(scene / name)
+    assert imported(tmp_path)[0] == 0
 
 
 def test_a_scene_without_a_surface_fails_and_the_others_go_on(scene, tmp_path, capsys):

@@ -68,6 +68,12 @@ def test_every_part_of_an_identity_changes_its_hash(change):
     assert replace(IDENTITY, **change).hash != IDENTITY.hash
 
 
+def test_a_new_version_of_a_step_is_another_and_the_first_one_is_not_written():
+    assert "version" not in IDENTITY.to_json()
+    second, third = replace(IDENTITY, version=2), replace(IDENTITY, version=3)
+    assert len({IDENTITY.hash, second.hash, third.hash}) == 3
+
+
 def test_settings_that_are_not_finite_are_refused():
     with pytest.raises(InputError, match="settings of cuts"):
         _ = Identity("cuts", {"tau": float("inf")}).hash

@@ -8,6 +8,7 @@ from scan_sources import write_scannet, write_sens
 
 from training.scans import check, scannet
 from training.scans.check import Step, find_missing, show, steps
+from training.scans.importing import ImportReport
 from training.scans.library import Library
 from training.unscene3d import pseudo_masks
 from training.unscene3d.recipe import RECIPES
@@ -63,10 +64,38 @@ def test_missing_frames_are_imported_from_where_the_surface_came(library, capsys
 
 
 def test_a_missing_surface_is_fused_where_there_are_frames(library, capsys):
-    (library.scan(B).folder / "scan.json").unlink()
+    for name in ("scan.json", "mesh.ply", "import.json"):
+        (library.scan(B).folder / name).unlink()
     assert run(library) == 1
     output = capsys.readouterr().out
     assert f"surface of 1 scans:\n  python -m training.scans.fuse '{library.root}'\n" in output
+
+
+def test_an_interrupted_import_is_made_again_and_never_fused(library, capsys):
+    scan = library.scan(B)
+    ImportReport.begin(scan.folder, "recorded", scan.folder)
+    for is_mesh_there in (True, False):
+        if not is_mesh_there:
+            scan.mesh_path.unlink()
+        assert run(library) == 1
+        output, error = capsys.readouterr()
+        command = f"python -m training.scans.recorded RECORDING... -o '{library.root}'"
+        assert f"surface of 1 scans:\n  {command}\n" in output
+        assert "training.scans.fuse" not in output
+        assert f"incomplete: {B}: its import was interrupted" in error
+
+
+def test_a_mesh_of_ones_own_is_a_surface_and_its_frames_come_from_no_command(library, capsys):
+    scan = library.scan(B)
+    for name in ("scan.json", "import.json"):
+        (scan.folder / name).unlink()
+    assert run(library) == 0
+    shutil.rmtree(scan.folder / "color")
+    assert run(library) == 1
+    output = capsys.readouterr().out
+    wanted = f"# put color/, depth/, pose/ and intrinsic.txt into '{library.root}'/scans/NAME"
+    assert f"frames of 1 scans:\n  {wanted}\n" in output
+    assert "training.scans" not in output and "surface of" not in output
 
 
 def test_missing_labels_are_no_fault(library, capsys):

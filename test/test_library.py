@@ -90,6 +90,15 @@ def test_wrong_splits_are_sentences(library):
         library.names("binary")
 
 
+def test_names_are_added_to_a_split_once_and_none_is_lost(library):
+    library.extend_split("train", [])
+    assert not (library.root / "splits").exists()
+    library.extend_split("train", ["room_b"])
+    library.extend_split("train", ["room_a", "room_b"])
+    library.extend_split("train", [])
+    assert library.names("train") == ["room_b", "room_a"]
+
+
 def test_a_scan_on_its_way_to_another_process_stays_the_same(library, scan):
     again = pickle.loads(pickle.dumps(scan))
     assert again == scan and again.name == "room_a" and again.library == library.root
@@ -193,6 +202,14 @@ def test_other_frames_have_another_hash(scan, change):
     assert Scan(scan.folder).frames_hash == before
     change(scan.folder)
     assert Scan(scan.folder).frames_hash != before
+
+
+def test_frames_that_are_left_out_are_told(scan, caplog):
+    write_frames(scan.folder)
+    assert len(list(scan.frames())) == 4 and not caplog.text
+    np.savetxt(scan.folder / "pose" / "2.txt", np.full((4, 4), np.nan))
+    assert len(list(scan.frames())) == 3
+    assert "scan room_a: 1 of 4 frames are left out {'pose not finite': 1}: " in caplog.text
 
 
 def test_the_hash_of_frames_knows_nothing_of_what_was_made_from_them(library):

@@ -495,3 +495,15 @@ def test_rooms_become_a_split_of_a_library(tmp_path):
     assert len(list(library.scan("room_00003").frames())) == 4
     assert run(tmp_path, "4", "--split", "held_out") == 0
     assert library.names("held_out") == ["room_00004"]
+
+
+def test_a_second_call_adds_to_a_split_and_a_failed_one_takes_nothing_away(tmp_path):
+    library_of = tmp_path / "scans"
+    library_of.mkdir()
+    (library_of / "room_00005").write_text("a file is in the way")
+    assert run(tmp_path, "5", "--split", "train") == 1
+    assert not (tmp_path / "splits").exists()
+    assert run(tmp_path, "4", "--split", "train") == 0
+    assert run(tmp_path, "3-4", "--split", "train") == 0
+    assert run(tmp_path, "5", "--split", "train") == 1
+    assert Library(tmp_path).names("train") == ["room_00004", "room_00003"]

@@ -278,7 +278,7 @@ def test_what_is_no_recording_does_not_stop_the_others(tmp_path, capsys):
     assert "expected a ROS 2 bag" in capsys.readouterr().err
 
 
-def test_an_import_that_stops_in_the_middle_is_not_taken_for_whole(tmp_path, monkeypatch):
+def test_an_import_that_stops_in_the_middle_is_not_taken_for_whole(tmp_path, monkeypatch, capsys):
     write_scan(tmp_path / "kitchen")
     assert import_recordings(tmp_path / "kitchen", into=tmp_path) == 0
 
@@ -290,6 +290,8 @@ def test_an_import_that_stops_in_the_middle_is_not_taken_for_whole(tmp_path, mon
         every = ("--set", "frame_step=1")
         assert import_recordings(tmp_path / "kitchen", into=tmp_path, options=every) == 130
     assert not Library(tmp_path).scan("kitchen").about()
+    assert fuse.main([str(tmp_path)]) == 1  # what frames there are may be a part of them
+    assert "its import was interrupted: import it again" in capsys.readouterr().err
     assert import_recordings(tmp_path / "kitchen", into=tmp_path) == 0
     assert Library(tmp_path).scan("kitchen").about()["step"] == "recorded"
 
@@ -309,6 +311,102 @@ def test_two_recordings_of_one_name_are_refused(tmp_path, capsys):
     both = (tmp_path / "a" / "kitchen", tmp_path / "b" / "kitchen")
     assert import_recordings(*both, into=tmp_path) == 2
     assert "got kitchen twice" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("made_by", ["recorded", "fuse", "its user"])
+def test_a_recording_does_not_replace_a_scan_that_came_from_elsewhere(tmp_path, capsys, made_by):
+    other = write_scan(tmp_path / "b" / "kitchen", count=4)
+    if made_by == "recorded":
+        write_scan(tmp_path / "a" / "kitchen")
+        assert import_recordings(tmp_path / "a" / "kitchen", into=tmp_path) == 0
+    else:
+        write_scan(tmp_path / "scans" / "kitchen")
+    if made_by == "fuse":
+        assert fuse.main([str(tmp_path)]) == 0
+    scan = Library(tmp_path).scan("kitchen")
+    before = {path: path.stat().st_mtime_ns for path in scan.folder.rglob("*")}
+    assert import_recordings(other, into=tmp_path, options=("--split", "train")) == 1
+    error = capsys.readouterr().err
+    holds = {
+        "recorded": f"it is of {tmp_path / 'a' / 'kitchen'}",
+        "fuse": "the step fuse made it",
+        "its user": "it is of something else",
+    }
+    assert f"scan kitchen is there already, and {holds[made_by]}: " in error
+    assert f"give the recording {other} another name, or delete {scan.folder}" in error
+    assert {path: path.stat().st_mtime_ns for path in scan.folder.rglob("*")} == before
+    assert not (tmp_path / "splits").exists()
+
+
+def test_a_recording_that_was_made_anew_or_moved_is_the_same_scan(tmp_path):
+    place = tmp_path / "a" / "kitchen"
+    write_scan(place, count=4)
+    assert import_recordings(place, into=tmp_path) == 0
+    shutil.rmtree(place)
+    write_scan(place, count=6)
+    assert import_recordings(place, into=tmp_path) == 0
+    scan = Library(tmp_path).scan("kitchen")
+    assert len(list(scan.frames())) == 3
+    moved = place.rename(tmp_path / "kitchen")
+    options = ("--set", "frame_step=1")
+    assert import_recordings(moved, into=tmp_path, options=options) == 0
+    assert len(list(scan.frames())) == 6
+
+
+def test_recordings_of_a_later_day_join_the_split(tmp_path):
+    for name in ("kitchen", "hall"):
+        write_scan(tmp_path / name)
+        assert import_recordings(tmp_path / name, into=tmp_path, options=("--split", "all")) == 0
+    assert Library(tmp_path).names("all") == ["kitchen", "hall"]
+
+
+def test_surface_that_does_not_fit_into_the_map_is_told(tmp_path, capsys, caplog):
+    folder = write_scan(tmp_path / "long")
+    np.savetxt(folder / "pose/000005.txt", matrix_from_pose((0, 50, 0), (0, 0, 0, 1)))
+    assert import_recordings(folder, into=tmp_path) == 1
+    assert "incomplete: long: " in (error := capsys.readouterr().err)
+    assert "fusion.max_radius_m (30)" in error and "fusion.max_megabytes (1024)" in error
+    wider = ("--set", "fusion.max_radius_m=100")
+    assert import_recordings(folder, into=tmp_path, options=wider) == 0
+
+    shutil.copytree(folder, tmp_path / "scans" / "own")
+    assert fuse.main([str(tmp_path)]) == 0
+    assert "scan own: " in caplog.text and "fusion.max_radius_m (30)" in caplog.text
+
+
+def test_a_mesh_that_no_step_made_is_not_replaced(tmp_path, capsys):
+    scan = Library(write_scan(tmp_path / "scans" / "kitchen").parents[1]).scan("kitchen")
+    scan.mesh_path.write_bytes(b"somebody's own")
+    assert fuse.main([str(tmp_path)]) == 1
+    assert "its mesh.ply was not made here: delete it to fuse" in capsys.readouterr().err
+    assert scan.mesh_path.read_bytes() == b"somebody's own"
+    scan.mesh_path.unlink()
+    assert fuse.main([str(tmp_path)]) == 0
+    (scan.folder / "scan.json").write_text("{")  # it was made here, whatever has become of this
+    assert fuse.main([str(tmp_path)]) == 0
+
+
+def test_an_interrupted_fusion_leaves_no_mesh_that_passes_for_the_users_own(tmp_path, monkeypatch):
+    scan = Library(write_scan(tmp_path / "scans" / "kitchen").parents[1]).scan("kitchen")
+    assert fuse.main([str(tmp_path)]) == 0
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.scans.library.write_mesh", stop)
+        assert fuse.main([str(tmp_path), "--set", "voxel_size_m=0.05"]) == 130
+    assert fuse.main([str(tmp_path)]) == 0 and scan.about()
+
+
+def test_what_an_older_fusion_made_is_made_anew(tmp_path):
+    scan = Library(write_scan(tmp_path / "scans" / "kitchen").parents[1]).scan("kitchen")
+    assert fuse.main([str(tmp_path)]) == 0
+    about = scan.about()
+    del about["version"]
+    (scan.folder / "scan.json").write_text(json.dumps(about))
+    assert fuse.main([str(tmp_path)]) == 0
+    assert scan.about()["version"] == fuse.VERSION
 
 
 def test_a_scan_without_frames_is_fused_from_nothing_and_keeps_its_mesh(tmp_path, capsys):

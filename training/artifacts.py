@@ -1,8 +1,8 @@
 """Results of the steps on disk: files that say from what, and how, they were made.
 
-An identity names a step, its settings, its seed and the hashes of all that went in; its own hash is
-part of the file's name. So other settings make other files: nothing old is taken for new, and
-nothing is lost by trying something else.
+An identity names a step, its version, settings and seed, and the hashes of all that went in; its
+own hash is part of the file's name. So other settings make other files: nothing old is taken for
+new, and nothing is lost by trying something else.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ _IDENTITY, _PROVENANCE = "identity", "provenance"  # arrays of JSON in every fil
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides a result: the step, its settings as plain values, the hashes of its inputs."""
+    """What decides a result: the step, its settings as plain values, the hashes of its inputs.
+
+    version: of the step's code; raise it when the same settings and inputs come to give another
+    result.
+    """
 
     step: str
     settings: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
+    version: int = 1
 
     @cached_property
     def hash(self) -> str:
@@ -50,6 +55,8 @@ class Identity:
             "inputs": self.inputs,
             "seed": self.seed,
         }
+        if self.version > 1:  # the first one is not written, as before there were versions
+            parts["version"] = self.version
         try:
             return json.dumps(parts, sort_keys=True, allow_nan=False)
         except ValueError as error:

@@ -18,10 +18,10 @@ import numpy as np
 
 from training.artifacts import Identity, file_hash
 from training.fan_out import add_fan_out_options, failures_at_end, for_each
-from training.scans.arkitscenes_frames import FrameFiles, read_frames
+from training.scans.arkitscenes_frames import FrameFiles, missing_files, read_frames
 from training.scans.frame_folder import remove_frames, write_frames
 from training.scans.importing import ImportReport, hash_of_ends, hash_of_listing, report_at_end
-from training.scans.library import ABOUT_FILE, SCANS, Library, Scan
+from training.scans.library import SCANS, Library, Scan
 from training.scans.poisson import PoissonConfig, reconstruct_surface
 from unscene_ros.ply import read_ply
 from unscene_ros.scene import InputError, Mesh
@@ -117,10 +117,8 @@ def import_scene(scene: Path, library: Path, config: ARKitScenesConfig) -> None:
     if scan.is_from(identity):
         return
     mesh = read_surface(scene, config.poisson)
-    prepare_output_folder(scan.folder)
-    (scan.folder / ABOUT_FILE).unlink(missing_ok=True)
+    report = ImportReport.begin(scan.folder, STEP, scene)
     remove_frames(scan.folder)
-    report = ImportReport()
     files = FrameFiles.find(scene)
     if files:
         drops = Drops()
@@ -131,6 +129,8 @@ def import_scene(scene: Path, library: Path, config: ARKitScenesConfig) -> None:
         else:
             used = write_frames(scan.folder, frames, cameras, drops, config.image_width)
             report.count_frames(used, drops)
+    elif lacking := missing_files(scene):
+        report.problems.append(f"no frames: {' and '.join(lacking)} missing: download them too")
     report.save(scan.folder)
     scan.write_mesh(mesh, identity)
 

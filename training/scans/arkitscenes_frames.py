@@ -20,6 +20,7 @@ from unscene_ros.synchronization import Drops
 from unscene_ros.transforms import interpolate_pose
 
 COLOR_FOLDERS = ("vga_wide", "lowres_wide")  # the sharper first
+TRAJECTORY, DEPTH_FOLDER = "lowres_wide.traj", "lowres_depth"
 MAX_COLOR_GAP_S = 0.02  # depth and colour are of the same moment, told in milliseconds
 MAX_POSE_GAP_S = 0.25  # between two poses, which come at 10 Hz
 NEGLIGIBLE_PX = 0.25  # a camera that moves no corner further is the common one
@@ -36,9 +37,9 @@ class FrameFiles:
     @staticmethod
     def find(scene: Path) -> FrameFiles | None:
         """In the scene's folder or in its <id>_frames; None where something is missing."""
-        for folder in (scene, scene / f"{scene.name}_frames"):
+        for folder in _folders(scene):
             color = next((folder / n for n in COLOR_FOLDERS if (folder / n).is_dir()), None)
-            files = (folder / "lowres_wide.traj", folder / "lowres_depth")
+            files = (folder / TRAJECTORY, folder / DEPTH_FOLDER)
             if color and all(path.exists() for path in files):
                 return FrameFiles(*files, color)
         return None
@@ -53,6 +54,29 @@ class FrameFiles:
         """Depth is seen through the small colour pictures' camera."""
         folder = self.depth.with_name("lowres_wide_intrinsics")
         return folder if folder.is_dir() else self.color_intrinsics
+
+
+def missing_files(scene: Path) -> list[str]:
+    """What frames lack of which there is a part; nothing where there are none at all, or all."""
+    wanted = {
+        TRAJECTORY: [TRAJECTORY],
+        DEPTH_FOLDER: [DEPTH_FOLDER],
+        " or ".join(COLOR_FOLDERS): COLOR_FOLDERS,
+    }
+    for folder in _folders(scene):
+        lacking = [
+            what
+            for what, names in wanted.items()
+            if not any((folder / name).exists() for name in names)
+        ]
+        if len(lacking) < len(wanted):
+            return lacking
+    return []
+
+
+def _folders(scene: Path) -> tuple[Path, Path]:
+    """Where frames may be."""
+    return scene, scene / f"{scene.name}_frames"
 
 
 def read_frames(

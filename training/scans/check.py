@@ -24,6 +24,7 @@ IMPORTERS = {
     "arkitscenes": "python -m training.scans.arkitscenes ARKITSCENES_ROOT -o {library}",
     "recorded": "python -m training.scans.recorded RECORDING... -o {library}",
 }
+OWN_FRAMES = "# put color/, depth/, pose/ and intrinsic.txt into {library}/scans/NAME"
 FROM_ANYWHERE = "python -m training.scans.rooms 0-99 -o {library}/scans"
 SHOWN_NAMES = 5
 
@@ -47,11 +48,14 @@ def steps(library: Library, config: UnScene3DConfig, options: str) -> list[Step]
     root = shlex.quote(str(library.root))
 
     def import_again(scan: Scan) -> str:
-        command = IMPORTERS.get(scan.about().get("step", ""), FROM_ANYWHERE)
+        is_empty = not any(scan.folder.iterdir())
+        command = IMPORTERS.get(_importer(scan), FROM_ANYWHERE if is_empty else OWN_FRAMES)
         return command.format(library=root)
 
     def make_surface(scan: Scan) -> str:
-        return f"python -m training.scans.fuse {root}" if scan.has_frames() else import_again(scan)
+        if scan.has_frames() and not _importer(scan):  # which may have been stopped half way
+            return f"python -m training.scans.fuse {root}"
+        return import_again(scan)
 
     network = Step(
         "network for 3D features",
@@ -60,7 +64,7 @@ def steps(library: Library, config: UnScene3DConfig, options: str) -> list[Step]
     )
     return [
         Step("frames", Scan.has_frames, import_again),
-        Step("surface", lambda scan: bool(scan.about()), make_surface),
+        Step("surface", _has_surface, make_surface),
         Step("labels", lambda scan: (scan.folder / LABELS_FILE).exists(), import_again, True),
         *([network] if _reads_geometry(config) else []),
         Step(
@@ -69,6 +73,15 @@ def steps(library: Library, config: UnScene3DConfig, options: str) -> list[Step]
             lambda scan: f"python -m training.unscene3d.pseudo_masks {root}{options}",
         ),
     ]
+
+
+def _importer(scan: Scan) -> str:
+    """The step that brought the scan, or was about to; "" for frames or a mesh of the user's."""
+    return scan.about().get("step") or ImportReport.load(scan.folder).step
+
+
+def _has_surface(scan: Scan) -> bool:
+    return bool(scan.about()) or (scan.mesh_path.exists() and not _importer(scan))
 
 
 def _reads_geometry(config: UnScene3DConfig) -> bool:

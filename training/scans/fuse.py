@@ -2,39 +2,69 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import partial
 
 from training.artifacts import Identity
 from training.command import add_settings_option, exit_code, over_scans, step_parser
-from training.scans.library import Scan
-from unscene_ros.fusion import FusionConfig
-from unscene_ros.pipeline import build_mesh
+from training.scans.importing import INTERRUPTED, ImportReport
+from training.scans.library import ABOUT_FILE, Scan
+from unscene_ros.fusion import FusionConfig, TsdfVolume
 from unscene_ros.scene import InputError
 from unscene_ros.settings import from_assignments, from_dict, to_dict
+from unscene_ros.storage import MESH_FILE
+
+log = logging.getLogger(__name__)
 
 STEP = "fuse"
+VERSION = 2  # of what `TsdfVolume` makes of frames: it forgets sooner what is seen to be free
 
 
 def fused_identity(scan: Scan, config: FusionConfig) -> Identity:
     """Of the mesh."""
-    return Identity(STEP, to_dict(config), {"frames": scan.frames_hash})
+    return Identity(STEP, to_dict(config), {"frames": scan.frames_hash}, version=VERSION)
 
 
 def fuse_scan(scan: Scan, config: FusionConfig) -> None:
-    """Writes the scan's mesh unless it is there; raises InputError when there is no surface.
+    """Writes the scan's mesh unless it is there.
 
-    A mesh that came with the scan, as ScanNet's do, stays.
+    A mesh that came with the scan, as ScanNet's do, stays. Raises InputError when there is no
+    surface, for a mesh that no step made, and for a part of the frames.
     """
     if scan.mesh_path.exists() and not scan.has_frames():
         return
     identity = fused_identity(scan, config)
     if scan.is_from(identity) or scan.about().get("step", STEP) != STEP:
         return
-    mesh = build_mesh(scan.frames(), config)
+    if not (scan.folder / ABOUT_FILE).exists():
+        if INTERRUPTED in ImportReport.load(scan.folder).problems:
+            raise InputError(f"scan {scan.name}: {INTERRUPTED}")
+        if scan.mesh_path.exists():
+            raise InputError(
+                f"scan {scan.name}: its {MESH_FILE} was not made here: delete it to fuse the frames"
+            )
+    volume = TsdfVolume(config)
+    for frame in scan.frames():
+        volume.integrate(frame)
+    mesh = volume.extract_mesh()
     if not len(mesh.vertices):
         raise InputError(f"scan {scan.name}: its frames show no surface within range")
+    for problem in lost_surface(volume):
+        log.warning("scan %s: %s", scan.name, problem)
     scan.write_mesh(mesh, identity)
+
+
+def lost_surface(volume: TsdfVolume) -> list[str]:
+    """What the map has forgotten to bound its memory, in a sentence; nothing, mostly."""
+    if not volume.evicted_blocks:
+        return []
+    config = volume.config
+    return [
+        f"{volume.evicted_blocks} blocks of the surface were dropped, being farther from the "
+        f"camera than fusion.max_radius_m ({config.max_radius_m:g}) or more than fit into "
+        f"fusion.max_megabytes ({config.max_megabytes:g}): raise them for a place of this size"
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,26 +6,44 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from training.artifacts import HASH_DIGITS
-from training.scans.library import Library
+from training.scans.library import ABOUT_FILE, Library
 from unscene_ros.scene import InputError
-from unscene_ros.storage import whole_file
+from unscene_ros.storage import prepare_output_folder, whole_file
 from unscene_ros.synchronization import Drops
 
 REPORT_FILE = "import.json"  # beside scan.json
+INTERRUPTED = "its import was interrupted: import it again"
 _END_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
 class ImportReport:
-    """What became of one scan's parts; a scan with problems is there, but not whole."""
+    """What became of one scan's parts; a scan with problems is there, but not whole.
 
+    step, source: which importer it was, and the path that it read.
+    """
+
+    step: str = ""
+    source: str = ""
     frames: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def begin(folder: Path, step: str, source: Path) -> ImportReport:
+        """The report of an import into a scan's folder, which is made; raises InputError.
+
+        Until the surface is written, what is in the folder counts as interrupted.
+        """
+        prepare_output_folder(folder)
+        (folder / ABOUT_FILE).unlink(missing_ok=True)
+        report = ImportReport(step, str(source.resolve()))
+        replace(report, problems=[INTERRUPTED]).save(folder)
+        return report
 
     def count_frames(self, used: int, drops: Drops) -> None:
         """Takes over how many frames there are; that none is left of some is a problem."""

@@ -3,7 +3,7 @@
 splits/<name>.txt     names of scans, one a line
 scans/<name>/         one place
   mesh.ply            its surface; everything else is about these vertices
-  scan.json           what made the mesh
+  scan.json           what made the mesh; there is none beside a mesh of your own
   color/ depth/ pose/ intrinsic.txt    its frames, as a scan folder; optional
   gt.npz              labels, for the probes alone; optional
   segments/ features/ masks/           results, with the hash of their identity in the name
@@ -12,7 +12,8 @@ scans/<name>/         one place
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,12 +22,15 @@ from typing import Any
 import numpy as np
 
 from training.artifacts import Identity, file_hash, is_made, load_artifact, save_artifact
+from unscene_ros.keyframes import KeyframeConfig, Keyframes
 from unscene_ros.oversegmentation import OversegmentationConfig, oversegment
 from unscene_ros.recordings.scan_folder import ScanFolder, is_scan_folder
 from unscene_ros.scene import Frame, InputError, Mesh, Segments
 from unscene_ros.settings import to_dict
 from unscene_ros.storage import MESH_FILE, read_mesh, whole_file, write_mesh
 from unscene_ros.synchronization import Drops
+
+log = logging.getLogger(__name__)
 
 SCANS, SPLITS, ABOUT_FILE, LABELS_FILE = "scans", "splits", "scan.json", "gt.npz"
 
@@ -50,15 +54,7 @@ class Library:
         there = sorted(path.name for path in (self.root / SCANS).iterdir() if path.is_dir())
         if not split:
             return there
-        path = self.root / SPLITS / f"{split}.txt"
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            known = sorted(found.stem for found in (self.root / SPLITS).glob("*.txt"))
-            raise InputError(
-                f"split {split}: expected {path}, a file of names; there are {known or 'none'}"
-            ) from error
-        names = [line.strip() for line in lines if line.strip()]
+        names = self._listed(split)
         missing = sorted(set(names) - set(there))
         if missing:
             raise InputError(
@@ -71,11 +67,33 @@ class Library:
         """One scan, whether or not it is complete."""
         return Scan(self.root / SCANS / name)
 
-    def write_split(self, split: str, names: list[str]) -> None:
+    def write_split(self, split: str, names: Iterable[str]) -> None:
         """Writes the names of a split, one a line."""
         (self.root / SPLITS).mkdir(exist_ok=True)
-        with whole_file(self.root / SPLITS / f"{split}.txt") as file:
+        with whole_file(self._split_path(split)) as file:
             file.write("".join(f"{name}\n" for name in names).encode())
+
+    def extend_split(self, split: str, names: Iterable[str]) -> None:
+        """Lists names after those that a split has; makes it unless there are no names at all."""
+        there = self._listed(split) if self._split_path(split).exists() else []
+        joined = list(dict.fromkeys([*there, *names]))
+        if joined != there:
+            self.write_split(split, joined)
+
+    def _split_path(self, split: str) -> Path:
+        return self.root / SPLITS / f"{split}.txt"
+
+    def _listed(self, split: str) -> list[str]:
+        """The names in the file of a split, whether or not they are there; raises InputError."""
+        path = self._split_path(split)
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            known = sorted(found.stem for found in (self.root / SPLITS).glob("*.txt"))
+            raise InputError(
+                f"split {split}: expected {path}, a file of names; there are {known or 'none'}"
+            ) from error
+        return [line.strip() for line in lines if line.strip()]
 
 
 @dataclass(frozen=True)
@@ -120,6 +138,7 @@ class Scan:
     def write_mesh(self, mesh: Mesh, identity: Identity) -> None:
         """Writes the surface, then what made it, which marks completion."""
         (self.folder / ABOUT_FILE).unlink(missing_ok=True)
+        self.mesh_path.unlink(missing_ok=True)  # alone it would pass for one of the user's own
         self.__dict__.pop("mesh_hash", None)  # of the surface before
         write_mesh(self.mesh_path, mesh)
         with whole_file(self.folder / ABOUT_FILE) as file:
@@ -154,7 +173,8 @@ class Scan:
     def frames(self, every: int = 1) -> Iterator[Frame]:
         """Each `every`-th frame, read when asked for; those that cannot be used are left out.
 
-        Raises InputError when there are no pictures, or none that can be used.
+        How many those are is logged at the end. Raises InputError when there are no pictures, or
+        none that can be used.
         """
         if not self.has_frames():
             raise InputError(f"scan {self.name}: expected pictures in color/ and depth/, got none")
@@ -166,6 +186,15 @@ class Scan:
             raise InputError(
                 f"scan {self.name}: no frame can be used: {', '.join(drops.explanations.values())}"
             )
+        log_left_out(self.name, used, drops)
+
+    def keyframes(self, every: int = 1) -> list[Frame]:
+        """What a robot would have kept of each `every`-th frame; none where there are none."""
+        keyframes = Keyframes(KeyframeConfig())
+        if self.has_frames():
+            for frame in self.frames(every):
+                keyframes.offer(frame)
+        return keyframes.frames
 
     def segments_identity(self, config: OversegmentationConfig) -> Identity:
         """Of the segments that `segments` makes."""
@@ -197,3 +226,13 @@ class Scan:
                 f"made by the step {identity.step}"
             )
         return load_artifact(path)
+
+
+def log_left_out(scan: str, used: int, drops: Drops) -> None:
+    """Warns of frames that could not be used, with the first of each kind."""
+    if drops.counts:
+        count, reasons = sum(drops.counts.values()), "; ".join(drops.explanations.values())
+        log.warning(
+            "scan %s: %d of %d frames are left out %s: %s",
+            scan, count, used + count, drops.counts, reasons,
+        )  # fmt: skip

@@ -20,8 +20,15 @@ from training.artifacts import Identity
 from training.command import add_settings_option, exit_code
 from training.fan_out import add_fan_out_options, failures_at_end, for_each
 from training.scans.frame_folder import JPEG_QUALITY, StoredFrame, remove_frames, write_frames
-from training.scans.importing import ImportReport, hash_of_ends, hash_of_listing, report_at_end
-from training.scans.library import ABOUT_FILE, SCANS, Library, Scan
+from training.scans.fuse import VERSION, lost_surface
+from training.scans.importing import (
+    REPORT_FILE,
+    ImportReport,
+    hash_of_ends,
+    hash_of_listing,
+    report_at_end,
+)
+from training.scans.library import SCANS, Library, Scan
 from unscene_ros.fusion import FusionConfig, TsdfVolume
 from unscene_ros.image_codecs import encode_jpeg
 from unscene_ros.recordings import Recording, RecordingTopics, open_recording
@@ -49,22 +56,25 @@ class RecordedConfig:
 def recording_identity(path: Path, config: RecordedConfig) -> Identity:
     """Of the scan; the recording is known by its files' names and sizes."""
     content = hash_of_listing(path) if path.is_dir() else hash_of_ends(path)
-    return Identity(STEP, to_dict(config), {"recording": content})
+    return Identity(STEP, to_dict(config), {"recording": content}, version=VERSION)
 
 
 def import_recording(path: Path, library: Path, config: RecordedConfig) -> None:
-    """Writes the scan unless it is there; raises InputError when nothing can be made of it."""
+    """Writes the scan unless it is there.
+
+    Raises InputError when nothing can be made of it, and for a scan of this name that came from
+    elsewhere.
+    """
     recording = open_recording(path, config.topics)
     scan = Scan(library / SCANS / recording.name)
     identity = recording_identity(path, config)
     if scan.is_from(identity):
         return
-    prepare_output_folder(scan.folder)
-    (scan.folder / ABOUT_FILE).unlink(missing_ok=True)  # it is not whole until the mesh is written
+    _check_not_anothers(scan, path, identity)
+    report, drops = ImportReport.begin(scan.folder, STEP, path), Drops()
     volume = TsdfVolume(config.fusion)
     fused = _fused(recording, volume)
     first = next(fused, None)
-    drops, report = Drops(), ImportReport()
     if first is not None:
         kept = _kept(first, fused, config.frame_step, drops)
         used = write_frames(scan.folder, kept, (first.camera, first.camera), drops)
@@ -76,9 +86,29 @@ def import_recording(path: Path, library: Path, config: RecordedConfig) -> None:
             f"recording {path}: none of its {recording.read} frames shows a surface within range: "
             f"{'; '.join(recording.warnings) or 'is depth in metres or millimetres?'}"
         )
-    report.dropped |= recording.dropped
+    report.dropped |= recording.dropped | volume.dropped
+    report.problems += lost_surface(volume)
     report.save(scan.folder)
     scan.write_mesh(mesh, identity)
+
+
+def _check_not_anothers(scan: Scan, path: Path, identity: Identity) -> None:
+    """Raises InputError when the scan's folder holds anything that is not of this recording.
+
+    A recording that was repaired or made anew in its place, or moved as it is, is the same one.
+    """
+    if not scan.folder.exists() or not any(scan.folder.iterdir()):
+        return
+    about, source = scan.about(), ImportReport.load(scan.folder).source
+    step = about.get("step", STEP)
+    is_same = source == str(path.resolve()) or about.get("inputs") == identity.inputs
+    if step == STEP and is_same:
+        return
+    holds = f"the step {step} made it" if step != STEP else f"it is of {source or 'something else'}"
+    raise InputError(
+        f"scan {scan.name} is there already, and {holds}: give the recording {path} another name, "
+        f"or delete {scan.folder}"
+    )
 
 
 def _fused(recording: Recording, volume: TsdfVolume) -> Iterator[Frame]:
@@ -109,7 +139,8 @@ def _stored(number: int, frame: Frame) -> StoredFrame:
 def _remove(scan: Scan) -> None:
     """Leaves nothing of an import that failed, but for files of others in its folder."""
     remove_frames(scan.folder)
-    scan.mesh_path.unlink(missing_ok=True)
+    for path in (scan.mesh_path, scan.folder / REPORT_FILE):
+        path.unlink(missing_ok=True)
     with suppress(OSError):  # it is not empty
         scan.folder.rmdir()
 
@@ -128,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("recordings", nargs="+", type=Path, metavar="RECORDING")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="LIBRARY")
-    parser.add_argument("--split", default="", metavar="NAME", help="also list them as this split")
+    parser.add_argument("--split", default="", metavar="NAME", help="also add them to this split")
     add_settings_option(parser, "frame_step=10 or fusion.voxel_size_m=0.02")
     add_fan_out_options(parser)
     options = parser.parse_args(arguments)
@@ -143,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
         failed = {failure.name for failure in failures}
         names = [name for name, _ in items if name not in failed]
         if options.split:
-            library.write_split(options.split, names)
+            library.extend_split(options.split, names)
         return max(report_at_end(library, names), failures_at_end(failures))
 
     return exit_code(run)

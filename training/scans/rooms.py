@@ -278,12 +278,12 @@ def write_rooms(seeds: Sequence[int], config: RoomConfig, folder: Path) -> list[
 
 
 def write_split(seeds: Sequence[int], config: RoomConfig, library: Path, split: str) -> list[str]:
-    """As `write_rooms`, to the scans of a library, and lists them as a split of it."""
+    """As `write_rooms`, to the scans of a library, and adds them to a split of it."""
     prepare_output_folder(library / SCANS)
     failures = write_rooms(seeds, config, library / SCANS)
     names = [f"room_{seed:05d}" for seed in seeds]
     there = [name for name in names if (library / SCANS / name / LABELS_FILE).exists()]
-    Library(library).write_split(split, there)
+    Library(library).extend_split(split, there)
     return failures
 
 
@@ -310,7 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--split", metavar="NAME",
-        help="DIR is a library: the rooms become scans of it and are listed as this split",
+        help="DIR is a library: the rooms become scans of it and are added to this split",
     )  # fmt: skip
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",

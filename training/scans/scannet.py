@@ -20,7 +20,7 @@ from training.fan_out import add_fan_out_options, failures_at_end, for_each
 from training.scans import scannet_frames, scannet_labels
 from training.scans.frame_folder import remove_frames, write_frames
 from training.scans.importing import ImportReport, hash_of_ends, hash_of_listing, report_at_end
-from training.scans.library import ABOUT_FILE, LABELS_FILE, SCANS, Library, Scan
+from training.scans.library import LABELS_FILE, SCANS, Library, Scan
 from training.scans.scannet_files import SceneFiles, find_scenes, read_axis_alignment
 from training.scans.scannet_splits import UNSCENE3D_LEAVES_OUT, read_lists, write_splits
 from training.scans.sens import SensStream
@@ -72,10 +72,8 @@ def import_scene(
         return
     world_from_scanned = read_axis_alignment(scene.about)
     mesh = _turned(read_mesh(scene.mesh), world_from_scanned)
-    prepare_output_folder(scan.folder)
-    (scan.folder / ABOUT_FILE).unlink(missing_ok=True)
+    report = ImportReport.begin(scan.folder, STEP, scene.folder)
     write_mesh(scan.mesh_path, mesh)  # first, since the segments' names carry its hash
-    report = ImportReport()
     _import_frames(scene, scan, config, world_from_scanned, report)
     _import_segments(scene, scan, mesh, report)
     _import_labels(scene, scan, mesh, label_map, report)
