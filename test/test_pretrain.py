@@ -32,6 +32,7 @@ from unscene_ros.models.checkpoint import load_checkpoint
 from unscene_ros.models.sparse_unet import SparseUNet, SparseUNetConfig
 from unscene_ros.recordings.scan_folder import ScanFolder
 from unscene_ros.scene import Frame, InputError
+from unscene_ros.synchronization import Drops
 from unscene_ros.voxels import VoxelsConfig
 
 TOLERANCE_M = 0.02  # the small scan is drawn through the corners of pixels
@@ -120,24 +121,34 @@ def test_frames_that_share_enough_cells_are_pairs(scan):
         for a, b in itertools.combinations(range(12), 2)
         if len(cells[a] & cells[b]) >= 0.6 * max(len(cells[a]), len(cells[b]))
     ]
-    assert find_pairs(folder, config).tolist() == expected
+    assert find_pairs(folder, config, Drops()).tolist() == expected
     assert 0 < len(expected) < 66
 
 
 def test_only_frames_at_the_step_are_paired_and_too_alike_ones_are_not(scan):
     folder = ScanFolder(scan.folder)
-    every_third = find_pairs(folder, dataclasses.replace(PAIRS, frame_step=3))
+    every_third = find_pairs(folder, dataclasses.replace(PAIRS, frame_step=3), Drops())
     assert set(every_third.ravel() % 3) == {0}
-    different = find_pairs(folder, dataclasses.replace(PAIRS, largest_overlap=0.6))
-    assert 0 < len(different) < len(find_pairs(folder, PAIRS))
+    different = find_pairs(folder, dataclasses.replace(PAIRS, largest_overlap=0.6), Drops())
+    assert 0 < len(different) < len(find_pairs(folder, PAIRS, Drops()))
 
 
 def test_frames_that_cannot_be_used_are_in_no_pair(scan):
     np.savetxt(scan.folder / "pose/000003.txt", np.full((4, 4), np.nan))
     (scan.folder / "color/000005.png").unlink()
     (scan.folder / "depth/000007.png").write_bytes(b"cut off")
-    numbers = set(find_pairs(ScanFolder(scan.folder), PAIRS).ravel())
+    drops = Drops()
+    numbers = set(find_pairs(ScanFolder(scan.folder), PAIRS, drops).ravel())
     assert numbers and not numbers & {3, 5, 7}
+    assert drops.counts == {"unusable": 3}
+
+
+def test_frames_left_out_of_the_pairs_are_told(scan, caplog):
+    save_pairs(scan, PAIRS)
+    assert not caplog.text
+    (scan.folder / "color/000005.png").unlink()
+    save_pairs(Scan(scan.folder), PAIRS)
+    assert f"scan {scan.name}: 1 of 12 frames are left out" in caplog.text
 
 
 def test_other_frames_make_pairs_anew(scan):

@@ -17,7 +17,6 @@ from training.probes.rows import (
     Row,
     parse_rows,
     prediction_of_masks,
-    robot_keyframes,
 )
 from training.unscene3d.pseudo_masks import pseudo_masks_identity
 from training.unscene3d.recipe import recipe
@@ -272,8 +271,8 @@ def test_a_network_gets_the_segments_of_its_training(library, tmp_path):
 
 def test_keyframes_are_few_and_spread_and_there_need_be_none(library):
     scan = library.scan("a")
-    assert len(robot_keyframes(scan)) == 2
+    assert len(scan.keyframes()) == 2
     for path in (scan.folder / "color").iterdir():
         path.unlink()
     (scan.folder / "color").rmdir()
-    assert robot_keyframes(scan) == []
+    assert scan.keyframes() == []

@@ -13,8 +13,10 @@ from small_library import write_small_library
 from training.artifacts import Identity, load_artifact, unpack_masks
 from training.scans.library import Library
 from training.unscene3d import features, pseudo_masks
+from training.unscene3d.affinity import AffinityConfig
 from training.unscene3d.features import FeaturesConfig, SceneImageFeaturesConfig
 from training.unscene3d.freemask import FreeMaskConfig
+from training.unscene3d.layers import LayersConfig
 from training.unscene3d.masked_cuts import PAPER_CUTS_3D, MaskedCutsConfig
 from training.unscene3d.pseudo_masks import (
     PseudoMasksConfig,
@@ -29,6 +31,7 @@ from unscene_ros.models.sparse_unet import SparseUNet
 from unscene_ros.oversegmentation import OversegmentationConfig
 from unscene_ros.scene import InputError
 from unscene_ros.settings import to_dict
+from unscene_ros.training_free import TrainingFreeConfig, TrainingFreeSegmenter
 
 SEGMENTS = OversegmentationConfig(k=0.03, min_vertices=10)
 CONFIG = replace(
@@ -174,6 +177,41 @@ def test_another_mesh_network_or_picture_needs_other_masks(library):
         replace(mesh, colors=mesh.colors[::-1].copy()), Identity("by hand", {})
     )
     assert identity(library.scan("b"), CONFIG) != other_network
+
+
+@pytest.mark.parametrize("method", ["training_free", "layers"])
+def test_another_model_of_the_same_path_needs_other_masks(method, library):
+    model = library.root / "model"
+    model.mkdir()
+    (model / "weights").write_bytes(b"one")
+    dino = ImageFeaturesConfig(provider="dino", model=str(model))
+    if method == "layers":
+        images = SceneImageFeaturesConfig(4, dino)
+        chosen = PseudoMasksConfig("layers", layers=LayersConfig(AffinityConfig(modality="3d")))
+        config = replace(CONFIG, pseudo_masks=chosen, features=FeaturesConfig(SEGMENTS, images))
+    else:
+        config = with_method(method, training_free=TrainingFreeConfig(image_features=dino))
+    scan = library.scan("a")
+    before = identity(scan, config)
+    (model / "weights").write_bytes(b"two")
+    features.model_hash.cache_clear()  # it is remembered as long as a command runs
+    assert identity(scan, config) != before
+
+
+def test_the_robot_s_own_segmenter_looks_at_what_the_robot_would_have_kept(library, monkeypatch):
+    seen = []
+
+    class Watching(TrainingFreeSegmenter):
+        def segment(self, mesh, segments, keyframes=()):
+            seen.extend(keyframes)
+            return super().segment(mesh, segments, keyframes)
+
+    monkeypatch.setattr(pseudo_masks, "TrainingFreeSegmenter", Watching)
+    scan = library.scan("a")
+    for number in (4, 8):  # the camera stands still
+        shutil.copy(scan.folder / "pose/000000.txt", scan.folder / f"pose/{number:06d}.txt")
+    make_pseudo_masks(scan, with_method("training_free"))
+    assert [frame.stamp_ns for frame in seen] == [next(scan.frames()).stamp_ns]
 
 
 def test_without_a_network_for_3d_features_it_says_how_to_get_one(library):

@@ -30,7 +30,6 @@ from training.unscene3d.recipe import recipe
 from training.unscene3d.train import CHECKPOINT_FILE
 from unscene_ros.consensus import ConsensusConfig
 from unscene_ros.inference import InferenceConfig
-from unscene_ros.keyframes import KeyframeConfig, Keyframes
 from unscene_ros.models.checkpoint import load_checkpoint
 from unscene_ros.pipeline import segment_mesh
 from unscene_ros.scene import Frame, InputError, Instances, Mesh, Segments
@@ -138,15 +137,6 @@ def prediction_of_masks(mesh: Mesh, masks: np.ndarray, scores: np.ndarray) -> Pr
     return _prediction(mesh, segments, Instances(masks[:, first], scores, classes))
 
 
-def robot_keyframes(scan: Scan) -> list[Frame]:
-    """The pictures that a robot would have kept of the scan; none where there are none."""
-    keyframes = Keyframes(KeyframeConfig())
-    if scan.has_frames():
-        for frame in scan.frames():
-            keyframes.offer(frame)
-    return keyframes.frames
-
-
 def _rounds(name: str, method: str, run: Path, assignments: list[str]) -> list[Row]:
     """A row for each round; the run itself says which one is its result, no truth has chosen it."""
     if not (run / CHECKPOINT_FILE).exists():
@@ -192,7 +182,7 @@ def _consensus(path: Path, assignments: list[str]) -> tuple[Callable[[], Find], 
 
 def _with_pictures(segmenter: Segmenter) -> Find:
     def find(scan: Scan, mesh: Mesh) -> Found:
-        keyframes = robot_keyframes(scan)
+        keyframes = scan.keyframes()
         return _timed(mesh, lambda: segment_mesh(mesh, segmenter, keyframes))
 
     return find
@@ -215,7 +205,7 @@ def _picture_baseline(
     config: Any = from_dict(config_class, from_assignments(assignments))
 
     def find(scan: Scan, mesh: Mesh) -> Found:
-        keyframes = robot_keyframes(scan)
+        keyframes = scan.keyframes()
         return _timed(mesh, lambda: find_instances(mesh, keyframes, config))
 
     return lambda: find, {"settings": to_dict(config)}

@@ -119,7 +119,7 @@ def image_identity(
     del settings["features"]["device"]
     inputs = _inputs(scan, oversegmentation) | {"frames": scan.frames_hash}
     if config.features.provider == "dino":
-        inputs["model"] = _model_hash(config.features.model)
+        inputs["model"] = model_hash(config.features.model)
     return Identity("image_features", settings, inputs)
 
 
@@ -226,8 +226,8 @@ _provider = lru_cache(maxsize=1)(load_image_features)
 
 
 @lru_cache(maxsize=1)
-def _model_hash(model: str) -> str:
-    """Of the files of a local model; a hub id stands for itself."""
+def model_hash(model: str) -> str:
+    """Of a model for image features: of the files of a local model; a hub id stands for itself."""
     files = sorted(path for path in Path(model).glob("*") if path.is_file())
     return Identity("model", {"id": model}, {path.name: file_hash(path) for path in files}).hash
 

@@ -18,11 +18,12 @@ from scipy.spatial import cKDTree
 from training.artifacts import Identity, is_made, save_artifact
 from training.command import chosen_scans, exit_code, step_parser
 from training.fan_out import Failure, failures_at_end, for_each
-from training.scans.library import Scan
+from training.scans.library import Scan, log_left_out
 from unscene_ros.normals import normals_from_faces
 from unscene_ros.recordings.scan_folder import ScanFolder
 from unscene_ros.scene import Frame, InputError, Mesh
 from unscene_ros.settings import to_dict
+from unscene_ros.synchronization import Drops
 
 STEP, KIND = "frame_pairs", "pairs"  # of results of a scan
 MOST_DEPTH_STEP = 0.05  # of the depth, between neighbouring pixels of one surface
@@ -82,13 +83,17 @@ def _grid_faces(depth: np.ndarray) -> np.ndarray:
     return faces[(nearest > 0) & (farthest - nearest <= MOST_DEPTH_STEP * nearest)]
 
 
-def find_pairs(folder: ScanFolder, config: FramePairsConfig) -> np.ndarray:
-    """(P, 2) int32 numbers of frames that overlap, smaller first; unusable frames are left out."""
+def find_pairs(folder: ScanFolder, config: FramePairsConfig, drops: Drops) -> np.ndarray:
+    """(P, 2) int32 numbers of frames that overlap, smaller first.
+
+    What cannot be used is counted in `drops`.
+    """
     numbers, cells = [], []
     for number in range(0, len(folder), config.frame_step):
         try:
             frame = folder.frame(number)
-        except InputError:  # such as a pose that is not finite
+        except InputError as error:  # such as a pose that is not finite
+            drops.add("unusable", str(error))
             continue
         numbers.append(number)
         cells.append(_cells(frame_surface(frame, config).vertices, config.cell_m))
@@ -150,7 +155,10 @@ def save_pairs(scan: Scan, config: FramePairsConfig) -> None:
     """Finds the pairs of a scan; raises InputError when there are none."""
     if not scan.has_frames():
         raise InputError(f"scan {scan.name}: expected pictures in color/ and depth/, got none")
-    pairs = find_pairs(ScanFolder(scan.folder), config)
+    folder, drops = ScanFolder(scan.folder), Drops()
+    pairs = find_pairs(folder, config, drops)
+    looked_at = len(range(0, len(folder), config.frame_step))
+    log_left_out(scan.name, looked_at - sum(drops.counts.values()), drops)
     if not len(pairs):
         raise InputError(
             f"scan {scan.name}: no two usable frames overlap by {config.smallest_overlap:.0%} to "

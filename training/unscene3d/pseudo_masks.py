@@ -24,13 +24,15 @@ from training.unscene3d.features import (
     geometry_identity,
     image_features_of,
     image_identity,
+    model_hash,
 )
 from training.unscene3d.freemask import FreeMaskConfig, freemask_masks
 from training.unscene3d.layers import LayersConfig, boxes_of_segments, layer_masks
 from training.unscene3d.masked_cuts import MaskedCutsConfig, masked_cut_masks
 from training.unscene3d.segment_graph import segment_graph
 from training.unscene3d.video_boxes import VideoBoxesConfig, video_boxes
-from unscene_ros.image_features import load_image_features
+from unscene_ros.image_features import ImageFeaturesConfig, load_image_features
+from unscene_ros.keyframes import KeyframeConfig
 from unscene_ros.scene import InputError, Mesh, Segments
 from unscene_ros.settings import to_dict
 from unscene_ros.training_free import TrainingFreeConfig, TrainingFreeSegmenter
@@ -81,12 +83,19 @@ def pseudo_masks_identity(scan: Scan, config: UnScene3DConfig) -> Identity:
             geometry_checkpoint(scan, config),
             config.features.geometry,
         ).hash
-    if chosen.method in ("layers", "training_free"):
+    looks_at: ImageFeaturesConfig | None = None
+    if chosen.method == "layers":
+        looks_at = config.features.images.features
+        settings["video_boxes"] = to_dict(chosen.video_boxes)
+        settings["image_features"] = to_dict(looks_at)
+    if chosen.method == "training_free":
+        looks_at = chosen.training_free.image_features
+        settings["keyframes"] = to_dict(KeyframeConfig())
+    if looks_at:
         settings["frame_step"] = config.features.images.frame_step
         inputs["frames"] = scan.frames_hash
-    if chosen.method == "layers":
-        settings["video_boxes"] = to_dict(chosen.video_boxes)
-        settings["image_features"] = to_dict(config.features.images.features)
+        if looks_at.provider == "dino":
+            inputs["model"] = model_hash(looks_at.model)
     return Identity(STEP, deciding_settings(settings), inputs)
 
 
@@ -138,9 +147,9 @@ def _training_free_masks(
     scan: Scan, mesh: Mesh, segments: Segments, config: UnScene3DConfig
 ) -> Masks:
     """What the robot would show without any training."""
-    frames = list(scan.frames(config.features.images.frame_step)) if scan.has_frames() else []
     segmenter = TrainingFreeSegmenter(config.pseudo_masks.training_free)
-    instances = segmenter.segment(mesh, segments, frames)
+    keyframes = scan.keyframes(config.features.images.frame_step)
+    instances = segmenter.segment(mesh, segments, keyframes)
     return instances.masks, instances.scores
 
 
