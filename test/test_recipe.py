@@ -105,6 +105,14 @@ def test_the_network_in_the_package_was_made_by_the_recipe_small():
     assert SHIPPED_CHECKPOINT.stat().st_size <= 20_000_000
 
 
+def test_the_paper_has_no_limits_of_its_own_on_area_and_length():
+    paper = RECIPES["paper"]
+    assert paper.export.inference.min_area_m2 == 0
+    for method in (paper.pseudo_masks.cuts, paper.pseudo_masks.freemask):
+        assert method.limits.min_area_m2 == 0
+        assert min(method.limits.max_length_m, method.limits.max_scene_share) >= 1000
+
+
 def test_a_file_changes_the_recipe_and_the_command_line_changes_both(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("rounds: 2\nfirst_round: {steps: 70, batch_size: 3}\n")

@@ -49,7 +49,7 @@ class FreeMaskConfig:
 # ones fit no object: they hold everything in the scene that is alike.
 PAPER_FREEMASK = FreeMaskConfig(
     graph=SegmentGraphConfig(near_m=0.0, without_structure=False),
-    limits=MaskLimits(min_segments=8, min_area_m2=0.0, max_length_m=1000.0),
+    limits=MaskLimits(min_segments=8, min_area_m2=0.0, max_length_m=1000.0, max_scene_share=1000.0),
 )
 
 

@@ -55,7 +55,7 @@ class MaskedCutsConfig:
 # Both modalities; 2D alone takes the same threshold.
 PAPER_CUTS = MaskedCutsConfig(
     graph=SegmentGraphConfig(near_m=0.0, without_structure=False),
-    limits=MaskLimits(min_segments=8, min_area_m2=0.0, max_length_m=1000.0),
+    limits=MaskLimits(min_segments=8, min_area_m2=0.0, max_length_m=1000.0, max_scene_share=1000.0),
     tied="all",
     min_affinity=0.65,
     flip_by="segments",

@@ -87,7 +87,11 @@ PAPER = UnScene3DConfig(
     pseudo_masks=PseudoMasksConfig(method="cuts", cuts=PAPER_CUTS, freemask=PAPER_FREEMASK),
     network=InstanceNetworkConfig(),
     loss=LossConfig(kind="drop", drop_no_object=False, object_class=1),
-    export=ExportConfig(passes=0, min_stability=0.0),
+    export=ExportConfig(
+        inference=InferenceConfig(min_score=0.1, max_overlap=0.66, min_area_m2=0.0),
+        passes=0,
+        min_stability=0.0,
+    ),
 )
 
 _SEGMENTS_AT_4CM = OversegmentationConfig(k=0.03, min_vertices=10)
