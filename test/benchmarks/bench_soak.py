@@ -1,8 +1,10 @@
 """The bundled recording again and again through the live nodes: what grows, slows or flickers.
 
-UNSCENE_SOAK_MINUTES sets for how long; a row's figures are of the time after the warm-up.
+UNSCENE_SOAK_MINUTES sets for how long; the figures are of the time after the warm-up. All samples
+are in output/soak.csv.
 """
 
+import csv
 import os
 import tempfile
 import time
@@ -14,6 +16,7 @@ import numpy as np
 from benchmarks import LeftOut, row
 
 RECORDING = Path(__file__).parents[1] / "data" / "office_kitchen"
+SAMPLES = Path(__file__).parents[2] / "output" / "soak.csv"
 MINUTES = float(os.environ.get("UNSCENE_SOAK_MINUTES", "5"))
 WARM_UP = 0.3  # of the time: the map grows, arenas and caches fill
 SAMPLE_EVERY_S = 2.0
@@ -50,6 +53,20 @@ class Watch:
         self.ids.append({instance.id for instance in found})
         if minutes > MINUTES:
             raise Enough
+
+    def save(self, path: Path) -> None:
+        """All samples, one a line."""
+        path.parent.mkdir(exist_ok=True)
+        with path.open("w", newline="") as file:
+            table = csv.writer(file)
+            stages = [STAGES[node] for node in NODES]
+            table.writerow(
+                ["minutes", *(f"{s}_mb" for s in stages), *(f"{s}_p95_ms" for s in stages), "ids"]
+            )
+            columns = [*self.memory_mb.values(), *self.p95_ms.values(), map(len, self.ids)]
+            table.writerows(
+                [f"{value:g}" for value in row] for row in zip(self.minutes, *columns, strict=True)
+            )
 
     def after_warm_up(self) -> slice:
         """The samples that count."""
@@ -90,6 +107,7 @@ def rows() -> list[dict]:
     except ImportError as error:
         raise LeftOut(f"soak_*: ROS 2 is not installed ({error})") from error
     watch, fusion = soaked()
+    watch.save(SAMPLES)
     counted = watch.after_warm_up()
     minutes = np.array(watch.minutes)[counted]
     figures = [("soak_minutes", watch.minutes[-1], "min")]

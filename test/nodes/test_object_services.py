@@ -158,30 +158,6 @@ def test_after_a_restart_objects_of_the_same_map_have_their_ids_and_of_another_n
     assert ids_by_place(back) == {**ids, 6: 4}
 
 
-@pytest.mark.parametrize("file", ["damaged", "of another map"])
-def test_ids_that_cannot_be_read_begin_anew_and_the_log_says_why(start, tmp_path, capfd, file):
-    stage = start(f"map_folder:={tmp_path}")
-    stage.segment(tiles(0), revision=1, map_id="hall")
-    stage.segment(tiles(0, 3), revision=1, map_id="kitchen")
-    stage.ros.stop()
-    other = b"no file" if file == "damaged" else (tmp_path / "hall.tracks.npz").read_bytes()
-    (tmp_path / "kitchen.tracks.npz").write_bytes(other)
-    again = start(f"map_folder:={tmp_path}")
-    for revision in (1, 2):
-        array = again.segment(tiles(0, 3), revision)
-        assert sorted(each.id for each in array.instances) == [1, 2]
-    assert capfd.readouterr().err.count("get new ids") == 1
-
-
-def test_ids_are_kept_of_the_newest_maps_only(start, tmp_path, monkeypatch):
-    monkeypatch.setattr(segmentation_node, "MAX_TRACKS_FILES", 2)
-    stage = start(f"map_folder:={tmp_path}")
-    for map_id in ("hall", "kitchen", "hall", "attic"):
-        stage.segment(tiles(0), revision=1, map_id=map_id)
-    stage.ros.stop()
-    assert {path.name for path in tmp_path.iterdir()} == {"hall.tracks.npz", "attic.tracks.npz"}
-
-
 def test_a_map_id_that_is_no_file_name_leads_nowhere(start, tmp_path):
     folder = tmp_path / "maps"
     stage = start(f"map_folder:={folder}")

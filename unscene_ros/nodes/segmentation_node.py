@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from unscene_ros.nodes.diagnostics import (
 )
 from unscene_ros.nodes.drop_log import DropLog
 from unscene_ros.nodes.known_objects import KnownObjects
+from unscene_ros.nodes.lasting_ids import LastingIds
 from unscene_ros.nodes.managed import ManagedNode
 from unscene_ros.nodes.newest_worker import NewestWorker
 from unscene_ros.nodes.run import run
@@ -45,12 +46,9 @@ from unscene_ros.scene import InputError
 from unscene_ros.scene import Mesh as SceneMesh
 from unscene_ros.segmentation import SegmentationConfig, load_segmenter
 from unscene_ros.srv import GetInstances
-from unscene_ros.storage import inside
 from unscene_ros.tracking import InstanceTracker, TrackingConfig
 
 DIAGNOSTICS_PERIOD_S = 1.0
-TRACKS_ENDING = ".tracks.npz"
-MAX_TRACKS_FILES = 100  # a map that is begun anew with every start must not fill the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +89,6 @@ class SegmentationNode(ManagedNode):
         config: SegmentationNodeConfig = self.config
         undo.callback(self._forget_maps)
         self._keyframes = "", Keyframes(config.keyframes)  # of which map they are
-        self._tracker = InstanceTracker(config.tracking)
         self._newest: Mesh | None = None
         self._segmented: Mesh | None = None
         self._known = KnownObjects()
@@ -105,6 +102,7 @@ class SegmentationNode(ManagedNode):
         self._cloud_publisher = self.publish_on(undo, PointCloud2, "~/labelled_cloud", qos.MAP)
         self._detections = DetectionPublisher(self, undo)
         self._background = BackgroundServices(self, undo, config.map_folder)
+        self._ids = LastingIds(config.tracking, self._background.folder, self.drops.warn)
         self._background.offer("segment_now", self._segment_now)
         self._background.offer_file("save_mesh", (".ply", ".glb"), self._save_mesh)
         self._background.offer_file("save_timings", (".json",), self._latency.save)
@@ -114,7 +112,7 @@ class SegmentationNode(ManagedNode):
     def _forget_maps(self) -> None:
         """Meshes and pictures take what others could use while this node does nothing."""
         for name in (
-            "_keyframes", "_tracker", "_newest", "_segmented", "_known", "_newest_result",
+            "_keyframes", "_ids", "_newest", "_segmented", "_known", "_newest_result",
         ):  # fmt: skip
             vars(self).pop(name, None)
 
@@ -193,8 +191,6 @@ class SegmentationNode(ManagedNode):
         """In the worker's thread."""
         segmenter = self._segmenter
         mesh = conversions.mesh_from_msg(message)
-        if message.map_id != self._tracker.map_id:
-            self._begin_map(message.map_id)
         map_id, keyframes = self._keyframes
         frames = list(keyframes.frames) if map_id == message.map_id else []
         segments, instances = segment_mesh(mesh, segmenter, frames, self._latency)
@@ -202,34 +198,15 @@ class SegmentationNode(ManagedNode):
             del segmenter
             self._return_gpu_memory()
             return
-        instances, track_ids = track_instances(
-            mesh, segments, instances, self._tracker, self._latency
-        )
+        tracker = self._ids.tracker(message.map_id)
+        instances, track_ids = track_instances(mesh, segments, instances, tracker, self._latency)
         with self._latency.measure("publishing"):
             array = conversions.instances_to_msg(
-                message, mesh, segments, instances, track_ids, self._tracker.vanished
+                message, mesh, segments, instances, track_ids, tracker.vanished
             )
             self._publish(mesh, array)
+            self._ids.save()  # so that what was shown keeps its id when the node starts again
         self._segmented = message
-
-    def _begin_map(self, map_id: str) -> None:
-        """Another map: its ids begin anew, or go on if it is one that this node has known."""
-        self._tracker = InstanceTracker(self.config.tracking, map_id)
-        path = self._tracks_path
-        if path and path.exists():
-            try:
-                saved = InstanceTracker.load(path, self.config.tracking)
-                if saved.map_id != map_id:
-                    raise InputError(f"{path}: expected ids of this map, got those of another")
-                self._tracker = saved
-            except InputError as error:
-                self.get_logger().warning(f"the objects of this map get new ids: {error}")
-
-    @property
-    def _tracks_path(self) -> Path | None:
-        """Where the ids of this map's objects are kept, under whatever name it is saved."""
-        folder, map_id = self._background.folder, self._tracker.map_id
-        return inside(folder, map_id + TRACKS_ENDING) if folder and map_id else None
 
     def _publish(self, mesh: SceneMesh, array: InstanceArray) -> None:
         ids = {instance.id for instance in array.instances}
@@ -243,16 +220,6 @@ class SegmentationNode(ManagedNode):
         self._detections.publish(array)
         self.maps.update(["segmented"])
         self._segmented_at_s = time.monotonic()
-        self._save_tracks()
-
-    def _save_tracks(self) -> None:
-        """After each map, so that what was shown keeps its id when the node starts again."""
-        if path := self._tracks_path:
-            try:
-                self._tracker.save(path)
-            except InputError as error:
-                self.drops.warn("ids are not saved", str(error))
-            _remove_oldest_tracks(path.parent)
 
     # Services.
 
@@ -317,13 +284,6 @@ class SegmentationNode(ManagedNode):
         if not self.count_publishers(self._map_topic):
             nobody = f"nobody publishes '{self._map_topic}'"
             yield Problem("error", f"{nobody}: is the fusion node running, or has it ended?")
-
-
-def _remove_oldest_tracks(folder: Path) -> None:
-    with suppress(OSError):  # what cannot be removed takes some disk, no more
-        files = sorted(folder.glob(f"*{TRACKS_ENDING}"), key=lambda file: file.stat().st_mtime)
-        for file in files[:-MAX_TRACKS_FILES]:
-            file.unlink()
 
 
 def _is_out_of_memory(error: Exception) -> bool:
