@@ -38,6 +38,7 @@ class Watch:
     memory_mb: dict[str, list[float]] = field(default_factory=lambda: {n: [] for n in NODES})
     p95_ms: dict[str, list[float]] = field(default_factory=lambda: {n: [] for n in NODES})
     ids: list[set[int]] = field(default_factory=list)
+    known: list[float] = field(default_factory=list)  # objects that can be asked for
 
     def look(self, listener) -> None:
         """Takes a sample when it is time, and ends the run when that is over."""
@@ -51,6 +52,8 @@ class Watch:
             self.p95_ms[node].append(recent.get(STAGES[node], {}).get("p95_ms", np.nan))
         found = listener.instances.instances if listener.instances else []
         self.ids.append({instance.id for instance in found})
+        objects = listener.diagnostics.get("segmentation_node", {}).get("instances", {})
+        self.known.append(objects.get("known", np.nan))
         if minutes > MINUTES:
             raise Enough
 
@@ -60,10 +63,10 @@ class Watch:
         with path.open("w", newline="") as file:
             table = csv.writer(file)
             stages = [STAGES[node] for node in NODES]
-            table.writerow(
-                ["minutes", *(f"{s}_mb" for s in stages), *(f"{s}_p95_ms" for s in stages), "ids"]
-            )
-            columns = [*self.memory_mb.values(), *self.p95_ms.values(), map(len, self.ids)]
+            memory, latency = [f"{s}_mb" for s in stages], [f"{s}_p95_ms" for s in stages]
+            table.writerow(["minutes", *memory, *latency, "shown", "known"])
+            columns = [*self.memory_mb.values(), *self.p95_ms.values()]
+            columns += [[len(ids) for ids in self.ids], self.known]
             table.writerows(
                 [f"{value:g}" for value in row] for row in zip(self.minutes, *columns, strict=True)
             )
