@@ -187,8 +187,9 @@ def prepend(name, folder):
     return folder not in folders
 
 
-for version in "FASTDDS", "FASTRTPS":  # Fast DDS 3, and 2 of Humble and Jazzy
-    os.environ.setdefault(version + "_DEFAULT_PROFILES_FILE", "$repository/config/fastdds.xml")
+# Fast DDS 2 has another name than 3, which warns of the old one.
+prefix = "FASTRTPS" if os.environ.get("ROS_DISTRO") in ("humble", "iron", "jazzy") else "FASTDDS"
+os.environ.setdefault(prefix + "_DEFAULT_PROFILES_FILE", "$repository/config/fastdds.xml")
 prepend("AMENT_PREFIX_PATH", "$venv")
 if prepend("LD_LIBRARY_PATH", "$venv/lib"):  # the loader reads it only when a process starts
     os.execv(sys.executable, sys.orig_argv)

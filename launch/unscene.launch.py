@@ -1,5 +1,6 @@
 """The live system: fusion and segmentation, on request with a bag as the camera and with RViz."""
 
+import os
 from typing import List  # noqa: UP035 - as launch names it
 
 from launch import LaunchDescription
@@ -56,8 +57,7 @@ CAMERAS = {
     },
 }
 
-# Where Fast DDS looks for its profile: version 3, and version 2 of Humble and Jazzy.
-PROFILE_VARIABLES = ["FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"]
+FAST_DDS_2 = ("humble", "iron", "jazzy")  # version 3 warns of the old name of its variable
 
 SAVING_S = 60  # after Ctrl-C, before the nodes are killed: that long a large map may take
 
@@ -73,9 +73,12 @@ def config_file(name):
     return PathJoinSubstitution([FindPackageShare("unscene_ros"), "config", name])
 
 
-def unless_set(variable, value):
-    """Sets an environment variable that the site has not set itself."""
-    return SetEnvironmentVariable(variable, EnvironmentVariable(variable, default_value=value))
+def set_profile():
+    """Tells Fast DDS its profile, unless the site has set one itself."""
+    prefix = "FASTRTPS" if os.environ.get("ROS_DISTRO") in FAST_DDS_2 else "FASTDDS"
+    variable = f"{prefix}_DEFAULT_PROFILES_FILE"
+    profile = EnvironmentVariable(variable, default_value=config_file("fastdds.xml"))
+    return SetEnvironmentVariable(variable, profile)
 
 
 def is_set(argument):
@@ -209,7 +212,7 @@ def generate_launch_description():
                 )
                 for name, default, description in ARGUMENTS
             ),
-            *(unless_set(name, config_file("fastdds.xml")) for name in PROFILE_VARIABLES),
+            set_profile(),
             *nodes,
         ]
     )

@@ -375,16 +375,21 @@ def test_vision_msgs_is_the_official_one_or_cannot_be_told_from_it(message):
 
 def test_environment_finds_sources_before_generated_code_and_sets_the_transport(tmp_path):
     needs_ros()
-    names = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+    old, new = (f"{name}_DEFAULT_PROFILES_FILE" for name in ("FASTRTPS", "FASTDDS"))
     code = (
         "import os, unscene_ros, unscene_ros.msg; print(unscene_ros.__file__);"
-        f"print(*(os.environ[name] for name in {names}), sep='\\n')"
+        f"print(os.environ.get('{old}'), os.environ.get('{new}'))"
     )
-    profile = str(REPOSITORY / "config/fastdds.xml")
-    outside = {key: value for key, value in os.environ.items() if key not in names}
-    for own in ({}, {names[0]: "/site/profile.xml"}, {names[1]: "/site/profile.xml"}):
+    profile, site = str(REPOSITORY / "config/fastdds.xml"), "/site/profile.xml"
+    outside = {key: value for key, value in os.environ.items() if key not in (old, new)}
+    for own, profiles in (
+        ({"ROS_DISTRO": "jazzy"}, f"{profile} None"),
+        ({"ROS_DISTRO": "jazzy", old: site}, f"{site} None"),
+        ({"ROS_DISTRO": "kilted"}, f"None {profile}"),
+        ({"ROS_DISTRO": "kilted", new: site}, f"None {site}"),
+    ):
         run, env = [sys.executable, "-c", code], outside | own
         result = subprocess.run(run, cwd=tmp_path, env=env, capture_output=True, text=True)
-        source, *profiles = result.stdout.splitlines()
+        source, found = result.stdout.splitlines()
         assert Path(source) == REPOSITORY / "unscene_ros/__init__.py"
-        assert profiles == [own.get(name, profile) for name in names]
+        assert found == profiles

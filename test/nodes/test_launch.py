@@ -19,7 +19,11 @@ from unscene_ros.settings import from_dict, to_dict
 
 REPOSITORY = Path(__file__).parents[2]
 LAUNCH_FILE = REPOSITORY / "launch" / "unscene.launch.py"
-PROFILE_VARIABLES = ["FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE"]
+PROFILE_VARIABLES = {
+    "humble": "FASTRTPS_DEFAULT_PROFILES_FILE",
+    "jazzy": "FASTRTPS_DEFAULT_PROFILES_FILE",
+    "kilted": "FASTDDS_DEFAULT_PROFILES_FILE",
+}
 CAMERAS = ["realsense", "orbbec", "zed", "simulation"]
 PARAMETER_FILES = sorted((REPOSITORY / "config").glob("*.yaml"))
 BAG = REPOSITORY / "test" / "data" / "office_kitchen"
@@ -189,14 +193,17 @@ def test_the_launch_file_needs_nothing_that_the_python_of_ros2_launch_lacks(laun
     assert launched().nodes
 
 
-@pytest.mark.parametrize("own", PROFILE_VARIABLES)
-def test_fast_dds_2_and_3_get_the_profile_where_the_site_has_none(launched, monkeypatch, own):
-    [other] = set(PROFILE_VARIABLES) - {own}
-    monkeypatch.setenv(own, "/site/profile.xml")
-    monkeypatch.delenv(other, raising=False)
+@pytest.mark.parametrize(("distribution", "variable"), PROFILE_VARIABLES.items())
+def test_fast_dds_gets_the_profile_where_the_site_has_none(
+    launched, monkeypatch, distribution, variable
+):
+    monkeypatch.setenv("ROS_DISTRO", distribution)
+    monkeypatch.delenv(variable, raising=False)
     profile = str(REPOSITORY / "config" / "fastdds.xml")
-    assert launched().environment == {own: "/site/profile.xml", other: profile}
+    assert launched().environment == {variable: profile}
     assert Path(profile).is_file()
+    monkeypatch.setenv(variable, "/site/profile.xml")
+    assert launched().environment == {variable: "/site/profile.xml"}
 
 
 def test_nodes_that_save_at_their_end_are_given_time_for_it(launched):
