@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from unscene_ros.provenance import git_commit
+
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 KEYS = ("area", "name", "value", "unit", "peer", "peer_value", "ratio", "runs")
 GOOD = f"""
@@ -50,7 +52,7 @@ def test_rows_are_printed_and_written_as_plain_numbers(bench):
     code, rows, printed = bench({"cut": GOOD})
     assert code == 0
     values = ("cut", "cut_ms", 1.5, "ms", None, None, None, 9)
-    assert rows == [dict(zip(KEYS, values, strict=True))]
+    assert rows == [dict(zip(KEYS, values, strict=True)) | {"commit": git_commit()}]
     assert "cut_ms" in printed and "cores" in printed
 
 

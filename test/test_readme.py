@@ -367,27 +367,28 @@ def test_results_are_those_that_were_measured():
 
 def test_measured_values_are_shown_beside_their_peers():
     rendered = runpy.run_path(str(BENCHMARKS / "results.py"))["rendered"]
-    none = {"peer": None, "peer_value": None}
+    none = {"area": "quality", "peer": None, "peer_value": None, "commit": "abc"}
+    peer = {"area": "fusion", "peer": "Open3D", "peer_value": 20, "commit": "def"}
     rows = [
-        {"name": "fusion_4cm_ms", "value": 12.34, "unit": "ms", "peer": "Open3D", "peer_value": 20},
+        {"name": "fusion_4cm_ms", "value": 12.34, "unit": "ms", **peer},
         {"name": "live_drop_share", "value": 0.015, "unit": "share", **none},
         {"name": "ap50_hdbscan_rooms", "value": 0.1234, "unit": "0..1", **none},
     ]
-    shown = rendered({"machine": "a machine", "commit": "abc", "rows": rows})
+    shown = rendered({"machine": "a machine", "rows": rows})
     assert "| one frame into the map, 4 cm | 12.3 ms | 20 ms (Open3D) |" in shown
     assert "| frames dropped | 1.5 % |  |" in shown
     assert "| HDBSCAN | – | 12.3 | – | – | – | – |" in shown
-    assert "a machine, at commit `abc`" in shown
+    assert "a machine, at commit `abc`, fusion at `def`." in shown
 
 
 def test_faults_are_shown_with_the_beginning_of_their_message_and_what_was_lost():
     rendered = runpy.run_path(str(BENCHMARKS / "results.py"))["rendered"]
-    fault = {"value": 1.234, "unit": "s", "peer": None, "peer_value": None}
+    fault = {"area": "faults", "value": 1.234, "unit": "s", "peer": None, "commit": "abc"}
     rows = [
         {**fault, "name": "fault_no_tf", "seen": "a `tick` | " + 150 * "x", "lost": "3 frames"},
         {**fault, "name": "fault_qos", "seen": "no <frame>", "lost": ""},
     ]
-    shown = rendered({"machine": "a machine", "commit": "abc", "rows": rows})
+    shown = rendered({"machine": "a machine", "rows": rows})
     assert "| TF stops | a &#96;tick&#96; &#124; " + 109 * "x" + "… | 1.23 s | 3 frames |" in shown
     assert "| TF with another QoS | no &#60;frame&#62; | 1.23 s | nothing |" in shown
     assert "| disk full while a map is saved | – | – | – |" in shown

@@ -1,7 +1,8 @@
 """Runs every `bench_*.py` beside this file: one table, and all rows in output/bench.json.
 
 A bench file has `rows()`, which returns or yields dictionaries with the keys of ROW, and more where
-words belong to the figure. One that fails does not stop the others, but the exit code is then 1.
+words belong to the figure; the commit is added. One that fails does not stop the others, but the
+exit code is then 1.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import ROW, LeftOut
-from unscene_ros.provenance import machine
+from unscene_ros.provenance import git_commit, machine
 
 HERE = Path(__file__).parent
 OUTPUT = HERE.parents[1] / "output" / "bench.json"
@@ -29,6 +30,7 @@ OUTPUT = HERE.parents[1] / "output" / "bench.json"
 class Results:
     """What the bench files gave: rows, and one sentence for each that is missing."""
 
+    commit: str | None = None
     rows: list[dict] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
@@ -39,7 +41,8 @@ class Results:
             for row in importlib.import_module(f"benchmarks.bench_{name}").rows():
                 if not set(ROW) <= set(row):
                     raise ValueError(f"expected a row with {', '.join(ROW)}, got {row}")
-                self.rows.append(json.loads(json.dumps(row, default=float)))  # no numpy numbers
+                plain = json.loads(json.dumps(row, default=float))  # no numpy numbers
+                self.rows.append(plain | {"commit": self.commit})
         except LeftOut as reason:
             self.left_out.append(f"{name}: {reason}")
         except Exception as error:  # whatever a stage may raise; the other stages still count
@@ -68,7 +71,7 @@ def table(rows: list[dict], title: str) -> Table:
 
 def measure(names: list[str], output: Path, console: Console) -> Results:
     """Runs the bench files one by one; the rows so far are always in `output`."""
-    results = Results()
+    results = Results(git_commit())
     output.parent.mkdir(parents=True, exist_ok=True)
     for index, name in enumerate(names, 1):
         start = time.perf_counter()

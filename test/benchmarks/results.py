@@ -1,7 +1,7 @@
 """output/bench.json -> results.json and the results in README.md: run after `make bench`.
 
-A table of quality, one of speed and memory and one of faults; a figure that was not measured shows
-as a dash.
+What was measured takes the place of the same rows of before; each keeps its commit. A table of
+quality, one of speed and memory and one of faults; a figure that was not measured shows as a dash.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from unscene_ros.provenance import git_commit, machine
+from unscene_ros.provenance import machine
 
 REPOSITORY = Path(__file__).parents[2]
 MEASURED = REPOSITORY / "output" / "bench.json"
@@ -96,7 +97,11 @@ def main() -> None:
     if not MEASURED.exists():
         sys.exit(f"expected {MEASURED}: make bench writes it")
     rows = json.loads(MEASURED.read_text())
-    measured = {"machine": machine(), "commit": git_commit(), "rows": rows}
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    if kept.get("machine") == machine():  # figures of two machines do not compare
+        names = {row["name"] for row in rows}
+        rows = [row for row in kept["rows"] if row["name"] not in names] + rows
+    measured = {"machine": machine(), "rows": rows}
     KEPT.write_text(json.dumps(measured, indent=1) + "\n")
     before, _, after = README.read_text().split(MARK)
     README.write_text(before + MARK + rendered(measured) + MARK + after)
@@ -117,10 +122,21 @@ def rendered(measured: dict[str, Any] | None) -> str:
         _table(["fault", "seen as", "recovered in", "lost"], [*_faults(rows)], numbers=False),
     ]
     if measured:
-        origin = f"Medians, on {measured['machine']}, at commit `{measured['commit']}`."
+        origin = f"Medians, on {measured['machine']}, at commit {_commits(measured['rows'])}."
     else:
         origin = "Not measured yet."
     return "\n\n" + "\n\n".join([*tables, origin]) + "\n\n"
+
+
+def _commits(rows: list[dict[str, Any]]) -> str:
+    """The commit of most rows, and those of the areas that were measured at another one."""
+    counts = Counter(row["commit"] for row in rows)
+    [(most, _)] = counts.most_common(1)
+    others = {commit: "" for commit in counts if commit != most}
+    for commit in others:
+        areas = sorted({row["area"] for row in rows if row["commit"] == commit})
+        others[commit] = f", {' and '.join(areas)} at `{commit}`"
+    return f"`{most}`" + "".join(others.values())
 
 
 def _table(heading: list[str], rows: list[list[str]], numbers: bool = True) -> str:
