@@ -77,6 +77,21 @@ def test_split_keeps_the_id_with_the_larger_part():
     assert update(tracker, [0, 1, 2], [{0}, {1, 2}]) == [2, 1]
 
 
+def test_overlaps_that_are_too_small_do_not_decide_who_keeps_an_id():
+    """The large part shares 0.6 with track 1, a little with track 2; the small one 0.4 with 1."""
+    tracker = InstanceTracker(TrackingConfig(min_overlap=0.3))
+    places = [2 * place for place in range(13)]
+    assert update(tracker, places, [set(range(10))]) == [1]
+    assert update(tracker, places, [{0, 1, 10, 11, 12}]) == [2]
+    assert update(tracker, places, [{0, 1, 2, 3, 4, 5}, {6, 7, 8, 9}]) == [1, 3]
+
+
+def test_no_overlap_gives_no_id_whatever_the_setting():
+    tracker = InstanceTracker(TrackingConfig(min_overlap=0.0))
+    assert update(tracker, [0, 2], [{0}]) == [1]
+    assert update(tracker, [0, 2], [{1}]) == [2]
+
+
 def test_merge_takes_the_larger_ones_id_and_a_later_split_restores_both():
     tracker = InstanceTracker()
     update(tracker, [0, 1, 2], [{0}, {1, 2}])

@@ -98,8 +98,9 @@ class InstanceTracker:
         common = (tracks @ found.T).toarray()
         union = tracks.sum(axis=1).reshape(-1, 1) + found.sum(axis=1).reshape(1, -1) - common
         overlap = common / np.maximum(union, 1)
+        overlap[overlap < self.config.min_overlap] = 0  # what is too little must not decide
         for track, instance in zip(*linear_sum_assignment(overlap, maximize=True), strict=True):
-            if overlap[track, instance] >= self.config.min_overlap:
+            if overlap[track, instance] > 0:
                 track_ids[instance] = known[track]
         new = np.flatnonzero(track_ids < 0)
         track_ids[new] = np.arange(self._next_id, self._next_id + len(new))
