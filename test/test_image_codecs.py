@@ -2,6 +2,7 @@
 
 import struct
 
+import cv2
 import numpy as np
 import pytest
 
@@ -90,6 +91,17 @@ def test_jpeg_color_is_close_and_keeps_its_channels(image_format):
     color[:] = (200, 100, 20)
     decoded = codecs.decode_compressed_color(image_format, codecs.encode_jpeg(color, 95))
     assert np.abs(decoded.astype(int) - color).max() <= 3
+
+
+def test_a_jpeg_that_asks_to_be_turned_stays_as_the_sensor_saw_it():
+    color = np.zeros((16, 32, 3), np.uint8)
+    jpeg = codecs.encode_jpeg(color, 95)
+    orientation = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    exif = b"Exif\0\0" + orientation
+    turned = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+    as_asked = cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR)
+    assert as_asked.shape == (32, 16, 3)
+    assert codecs.decode_compressed_color("jpeg", turned).shape == (16, 32, 3)
 
 
 def test_a_grey_picture_file_becomes_three_channels():

@@ -1,5 +1,6 @@
 """Bags and scan folders there and back: encodings, topics, poses, damage, and what is wrong."""
 
+import dataclasses
 import itertools
 import tracemalloc
 from pathlib import Path
@@ -610,6 +611,25 @@ def test_an_uncalibrated_camera_is_refused(tmp_path):
         open_recording(tmp_path / "bag")
 
 
+def test_a_camera_that_moves_only_after_a_while_is_placed_by_tf(tmp_path):
+    """Odometry often starts long after the fixed transforms, and after much else that moves."""
+    frames = list(make_frames(2))
+    late_ns = 8_000_000_000
+    with BagWriter(tmp_path / "bag") as writer:
+        writer.write_transform("base", OPTICAL, frames[0].stamp_ns, np.eye(4), static=True)
+        for tenth in range(100):
+            stamp_ns = frames[0].stamp_ns + tenth * 100_000_000
+            writer.write_transform("base", "wheel", stamp_ns, np.eye(4))
+        for frame in frames:
+            stamp_ns = frame.stamp_ns + late_ns
+            writer.write_transform("odom", "base", stamp_ns, frame.world_from_camera)
+            write_frame(writer, dataclasses.replace(frame, stamp_ns=stamp_ns))
+    recording = open_recording(tmp_path / "bag")
+    for frame, given in zip(recording, frames, strict=True):
+        np.testing.assert_allclose(frame.world_from_camera, given.world_from_camera, atol=1e-6)
+    assert "poses in 'odom' from TF" in recording.summary()
+
+
 def test_a_camera_that_nothing_moves_is_warned_about(tmp_path):
     with BagWriter(tmp_path / "bag") as writer:
         writer.write_transform("base", OPTICAL, 1, np.eye(4), static=True)
@@ -778,9 +798,11 @@ def test_frames_of_a_scan_folder_are_readable_by_index(tmp_path):
         ("intrinsic.txt", "1 2\n3 4\n", "expected a 3x3 or 4x4 matrix"),
         ("intrinsic.txt", "0 0 0\n0 0 0\n0 0 1\n", "positive focal lengths"),
         ("poses.txt", "0 1 2 3\n", "a number and 16 values a line, got 4"),
+        ("poses.txt", "nan" + 16 * " 1" + "\n", "poses.txt: expected finite numbers.* line 1"),
         ("pose/00000.txt", "1 2\n3 4\n", "pose 0: expected a 4x4 matrix"),
         ("timestamps.txt", "0 1\n2 2\n", r"none for \[4, 6\]"),
         ("timestamps.txt", "0\n2\n", "number and seconds a line"),
+        ("timestamps.txt", "0 1\n2 inf\n", "timestamps.txt: expected finite numbers.* line 2"),
     ],
 )
 def test_wrong_files_of_a_scan_folder_are_named(tmp_path, file, content, words):

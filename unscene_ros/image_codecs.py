@@ -25,6 +25,8 @@ _COLOR_CHANNELS = {
 }
 _DEPTH_TYPES = {"16UC1": "u2", "32FC1": "f4"}
 
+# As the sensor saw it, which the calibration and the depth are of: phones ask to turn their JPEGs.
+COLOR_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 COLOR_ENCODINGS = tuple(_COLOR_CHANNELS)
 DEPTH_ENCODINGS = tuple(_DEPTH_TYPES)
 
@@ -83,7 +85,7 @@ def decode_compressed_color(image_format: str, data: np.ndarray | bytes) -> np.n
     holds_picture = any(kind in image_format for kind in ("jpeg", "jpg", "png"))
     if is_depth_format(image_format) or not holds_picture:
         raise _unknown("compressed colour image", image_format, ("jpeg", "png"))
-    bgr = _read_picture(image_format, data, cv2.IMREAD_COLOR)
+    bgr = _read_picture(image_format, data, COLOR_FLAGS)
     return cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
 
 

@@ -35,7 +35,7 @@ class BagPoses:
         self.tf_topics = [topic for topic, kind in bag.type_of.items() if kind == TRANSFORMS]
         self.static_topics = [topic for topic in self.tf_topics if _is_static(topic)]
         named_world = named.world_frame.strip("/")
-        tree = self._sample_tree(bag, {camera_frame.strip("/"), named_world} - {""})
+        tree = self._sample_tree(bag, camera_frame, {camera_frame.strip("/"), named_world} - {""})
         moves = tree.moves(camera_frame)
         self.pose_topic = named.pose or ("" if moves else found.pose)
         if self.pose_topic:
@@ -55,13 +55,14 @@ class BagPoses:
         """Nothing read yet, for one pass over the bag."""
         return PosesSoFar(self.world_frame, bool(self.pose_topic), history_s, max_gap_s)
 
-    def _sample_tree(self, bag: Bag, wanted: set[str]) -> TransformTree:
-        """The frames known after a few seconds, or later if the wanted ones come later."""
+    def _sample_tree(self, bag: Bag, camera_frame: str, wanted: set[str]) -> TransformTree:
+        """The frames known after a few seconds, or as late as the camera moves with all wanted."""
         poses = PosesSoFar("", by_topic=False, history_s=_TREE_SAMPLE_NS / 1e9)
         start_ns = None
         for message in bag.messages(self.tf_topics):
             start_ns = message.recorded_ns if start_ns is None else start_ns
-            if message.recorded_ns > start_ns + _TREE_SAMPLE_NS and wanted <= poses.tree.frames:
+            is_known = poses.tree.moves(camera_frame) and wanted <= poses.tree.frames
+            if message.recorded_ns > start_ns + _TREE_SAMPLE_NS and is_known:
                 break
             try:
                 poses.take_transforms(bag.deserialize(message), message)

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from unscene_ros.image_codecs import metres
+from unscene_ros.image_codecs import COLOR_FLAGS, metres
 from unscene_ros.registration import Calibration, Registration
 from unscene_ros.scene import Camera, Frame, InputError, check_pose
 from unscene_ros.synchronization import Drops
@@ -90,7 +90,7 @@ class ScanFolder:
             raise InputError(f"{self._path}: expected pose and colour with number {number}")
         pose = self._poses[number]
         check_pose(f"{self._path}: pose {number}", pose)
-        bgr = _read_picture(self._color_paths[number], cv2.IMREAD_COLOR)
+        bgr = _read_picture(self._color_paths[number], COLOR_FLAGS)
         color = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
         depth = _read_depth(self._depth_paths[number])
         registration = self._register(color, depth)
@@ -120,7 +120,7 @@ def is_scan_folder(path: Path) -> bool:
 
 def _numbered(folder: Path, suffixes: tuple[str, ...]) -> dict[int, Path]:
     """The files <number>.<suffix> of a folder by their numbers."""
-    files = folder.iterdir() if folder.is_dir() else ()
+    files = sorted(folder.iterdir()) if folder.is_dir() else ()
     return {int(f.stem): f for f in files if f.suffix.lower() in suffixes and f.stem.isdecimal()}
 
 
@@ -136,6 +136,12 @@ def _read_table(path: Path) -> np.ndarray:
         raise InputError(f"{path}: expected a text file of numbers, got none") from error
     except ValueError as error:
         raise InputError(f"{path}: expected lines of equally many numbers: {error}") from error
+
+
+def _check_finite(path: Path, values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        line = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0]) + 1
+        raise InputError(f"{path}: expected finite numbers, got others in line {line}")
 
 
 def _read_intrinsics(path: Path) -> np.ndarray:
@@ -155,6 +161,7 @@ def _read_poses(path: Path) -> dict[int, np.ndarray]:
                 f"{path / 'poses.txt'}: expected a number and 16 values a line, got "
                 f"{table.shape[1]} values"
             )
+        _check_finite(path / "poses.txt", table[:, :1])
         return {int(line[0]): line[1:].reshape(4, 4) for line in table}
     poses = {number: _read_table(f) for number, f in _numbered(path / "pose", (".txt",)).items()}
     if not poses:
@@ -173,6 +180,7 @@ def _read_stamps(path: Path, numbers: list[int]) -> dict[int, int]:
     table = _read_table(path)
     if table.shape[1] != 2:
         raise InputError(f"{path}: expected number and seconds a line, got {table.shape[1]} values")
+    _check_finite(path, table)
     stamps = {int(number): round(seconds * 1e9) for number, seconds in table}
     missing = [number for number in numbers if number not in stamps]
     if missing:
