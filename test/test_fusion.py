@@ -117,6 +117,13 @@ def test_frame_without_depth_in_range_is_counted_and_changes_nothing(depth_m):
     assert not len(volume.extract_mesh().vertices)
 
 
+def test_a_covered_lens_tells_nothing_of_what_is_near():
+    near = wall(0.35)
+    volume = fused([near] * 3)
+    assert volume.integrate(wall(0.0)) is None
+    assert volume.dropped == {"no depth in range": 1} and volume.frames == 3
+
+
 def test_readings_that_are_not_finite_or_out_of_range_count_as_none():
     clean, dirty = wall(), wall()
     clean.depth[:, 160:] = 0
@@ -135,6 +142,7 @@ def test_frames_tell_what_they_did():
     first, second = volume.integrate(wall()), volume.integrate(wall())
     assert first.added == first.updated == volume.block_count > 0
     assert (second.added, second.updated, second.evicted) == (0, first.updated, 0)
+    assert volume.lost_surface == ""
 
 
 def test_blocks_beyond_the_radius_are_evicted_and_counted():
@@ -146,6 +154,7 @@ def test_blocks_beyond_the_radius_are_evicted_and_counted():
         volume.extract_mesh()
     vertices = volume.extract_mesh().vertices
     assert volume.evicted_blocks > 0
+    assert volume.lost_surface.startswith(f"{volume.evicted_blocks} blocks of the surface were")
     assert np.linalg.norm(vertices - (20, 0, 0), axis=1).max() < 6 + 8 * CONFIG.voxel_size_m
     assert vertices[:, 0].max() > 21
     near = fused([moved(wall(), x) for x in range(16, 21, 2) for _ in range(3)]).extract_mesh()

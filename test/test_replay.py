@@ -100,6 +100,13 @@ def names_in(folder) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
+def test_surface_that_was_forgotten_is_told(bag, tmp_path, segmenter, caplog):
+    fusion = FusionConfig(voxel_size_m=0.03, device="cpu", depth_max_m=1.5, max_radius_m=1.5)
+    metrics = replay(bag, tmp_path, PipelineConfig(fusion=fusion))
+    assert metrics["evicted_blocks"] > 0
+    assert "raise them for a place of this size" in caplog.text
+
+
 def test_the_four_files_are_written_and_hold_the_same_run(bag, tmp_path, segmenter):
     metrics = replay(bag, tmp_path, CONFIG, ground_truth=small_truth(tmp_path))
     assert names_in(tmp_path) == FILES | {"gt.npz"}

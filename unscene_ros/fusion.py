@@ -112,6 +112,18 @@ class TsdfVolume:
         return int(self.config.max_megabytes * 1e6 / BLOCK_BYTES)
 
     @property
+    def lost_surface(self) -> str:
+        """What was forgotten to bound the memory, and which settings do so; empty for nothing."""
+        if not self.evicted_blocks:
+            return ""
+        return (
+            f"{self.evicted_blocks} blocks of the surface were dropped, being farther from the "
+            f"camera than fusion.max_radius_m ({self.config.max_radius_m:g}) or more than fit into "
+            f"fusion.max_megabytes ({self.config.max_megabytes:g}): raise them for a place of this "
+            "size"
+        )
+
+    @property
     def memory_megabytes(self) -> float:
         """What the voxels occupy, rows in reserve included."""
         return self._blocks.capacity * BLOCK_BYTES / 1e6
@@ -126,6 +138,9 @@ class TsdfVolume:
         near, near_and_far, farthest_near, nearest_far = _readings(
             frame.depth, config.depth_min_m, config.depth_max_m
         )
+        if not near_and_far.any():
+            self.dropped["no depth in range"] += 1
+            return None
         camera_from_world = np.linalg.inv(frame.world_from_camera)
         touched = self._blocks.touched_by(near, camera, camera_from_world)
         added = self._blocks.add(touched)

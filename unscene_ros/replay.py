@@ -145,6 +145,8 @@ def replay(
     dropped = dict(Counter(recording.dropped) + run.volume.dropped)
     if not run.volume.frames:
         raise failure or _no_frames(recording, dropped)
+    if run.volume.lost_surface:
+        log.warning("%s", run.volume.lost_surface)
     prediction = run.update(output)
     save_prediction(output, prediction)
     evaluation, evaluation_failure = _evaluated(prediction, truth)
@@ -154,6 +156,7 @@ def replay(
         "segmenter": segmenter_name,
         "frames": {"read": recording.read, "used": run.volume.frames, "dropped": dropped},
         **_map_metrics(prediction, run.latency),
+        "evicted_blocks": run.volume.evicted_blocks,
         "tracks": len(run.track_ids),
         "evaluation": evaluation,
         "quality_over_time": run.quality.figures() if run.quality else None,

@@ -50,21 +50,9 @@ def fuse_scan(scan: Scan, config: FusionConfig) -> None:
     mesh = volume.extract_mesh()
     if not len(mesh.vertices):
         raise InputError(f"scan {scan.name}: its frames show no surface within range")
-    for problem in lost_surface(volume):
-        log.warning("scan %s: %s", scan.name, problem)
+    if volume.lost_surface:
+        log.warning("scan %s: %s", scan.name, volume.lost_surface)
     scan.write_mesh(mesh, identity)
-
-
-def lost_surface(volume: TsdfVolume) -> list[str]:
-    """What the map has forgotten to bound its memory, in a sentence; nothing, mostly."""
-    if not volume.evicted_blocks:
-        return []
-    config = volume.config
-    return [
-        f"{volume.evicted_blocks} blocks of the surface were dropped, being farther from the "
-        f"camera than fusion.max_radius_m ({config.max_radius_m:g}) or more than fit into "
-        f"fusion.max_megabytes ({config.max_megabytes:g}): raise them for a place of this size"
-    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ from training.artifacts import Identity
 from training.command import add_settings_option, exit_code
 from training.fan_out import add_fan_out_options, failures_at_end, for_each
 from training.scans.frame_folder import JPEG_QUALITY, StoredFrame, remove_frames, write_frames
-from training.scans.fuse import VERSION, lost_surface
+from training.scans.fuse import VERSION
 from training.scans.importing import (
     REPORT_FILE,
     ImportReport,
@@ -87,7 +87,8 @@ def import_recording(path: Path, library: Path, config: RecordedConfig) -> None:
             f"{'; '.join(recording.warnings) or 'is depth in metres or millimetres?'}"
         )
     report.dropped |= recording.dropped | volume.dropped
-    report.problems += lost_surface(volume)
+    if volume.lost_surface:
+        report.problems.append(volume.lost_surface)
     report.save(scan.folder)
     scan.write_mesh(mesh, identity)
 
